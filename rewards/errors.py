@@ -1,0 +1,31 @@
+"""Errors that are meant for people: one line that names the file, row, key or session and says what to do."""
+
+
+class UserError(Exception):
+    """Bad usage or bad input: the command prints the line and exits with 2."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A configuration that cannot be used; names the file, the line and the key."""
+
+
+class DataError(UserError):
+    """A data set that cannot be used; names the file and the row."""
+
+
+class LedgerError(UserError):
+    """A ledger that cannot be opened, written or read; names the file."""
+
+
+class CheckFailed(UserError):
+    """A check ran and did not hold: exit 1."""
+
+    exit_code = 1
+
+
+class RunStopped(UserError):
+    """A run that stopped itself; what led to it is in the ledger. Exit 3."""
+
+    exit_code = 3

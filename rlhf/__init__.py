@@ -1,0 +1,1 @@
+"""Reinforcement and preference tuning in which every reward can be accounted for."""
