@@ -1,0 +1,1 @@
+"""What a ledger says about a run: intervals, convergence, behaviour, recalibrations and the summary tables."""
