@@ -23,9 +23,11 @@ F = TypeVar("F", bound=Function)
 _registry: dict[str, Function] = {}
 
 
-def register(name: str) -> Callable[[F], F]:
+def register(name: str, *, phrases: Callable[..., list[str]] | None = None) -> Callable[[F], F]:
     """Decorator that offers a function under a name.
 
+    `phrases` is called with the function's configured kwargs and gives the literal sentences that it looks for; it
+    becomes the attribute `phrases` of the function, which reports read to set those sentences apart.
     Raises: ConfigError when another function already has the name.
     """
 
@@ -35,6 +37,8 @@ def register(name: str) -> Callable[[F], F]:
             raise ConfigError(
                 f"reward function `{name}` is offered twice: by {_origin(holder)} and {_origin(fn)}; rename one"
             )
+        if phrases is not None:
+            fn.phrases = phrases  # type: ignore[attr-defined]
         _registry[name] = fn
         return fn
 
