@@ -1,0 +1,134 @@
+"""Checkpoints: written aside, fsynced, renamed, so that a folder with the final name is always whole.
+
+Layout of `checkpoint-STEP/`: the model as an ordinary `save_pretrained` folder, and `trainer/` with the optimiser, the
+schedule, the stage's own state, a random state per rank and `state.json` (step, ledger position, reference identity,
+early stopping, configuration digest).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from rewards.errors import UserError
+
+STATE = "trainer/state.json"
+
+
+def fsync_tree(folder: Path) -> None:
+    """Forces every file and folder below `folder` to disk."""
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def publish(aside: Path, final: Path) -> None:
+    """Renames a folder that was written aside to its final name, durably."""
+    fsync_tree(aside)
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(aside, final)
+    handle = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def checkpoints(output_dir: Path) -> list[Path]:
+    """Whole checkpoints, oldest first."""
+    found = [p for p in output_dir.glob("checkpoint-*") if (p / STATE).is_file()]
+    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+
+
+def find_checkpoint(output_dir: Path, wanted: str | None) -> Path | None:
+    """The checkpoint to resume from: the named one, or the newest; None when there is none yet.
+
+    Raises: UserError when the named folder is not a checkpoint.
+    """
+    if wanted is not None:
+        path = Path(wanted)
+        if not (path / STATE).is_file():
+            raise UserError(f"{path}: not a checkpoint ({STATE} is missing); give a checkpoint-STEP folder or use --resume")
+        return path
+    found = checkpoints(output_dir)
+    return found[-1] if found else None
+
+
+def save(
+    accelerator: Accelerator,
+    output_dir: Path,
+    step: int,
+    *,
+    write_model: Any,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    stage_state: dict[str, Any],
+    state: dict[str, Any],
+    keep: int | None,
+) -> Path:
+    """Writes `checkpoint-STEP`; every rank calls it. `write_model(folder)` runs on the main rank only."""
+    final = output_dir / f"checkpoint-{step}"
+    aside = output_dir / f".writing-checkpoint-{step}"
+    if accelerator.is_main_process:
+        shutil.rmtree(aside, ignore_errors=True)
+        (aside / "trainer").mkdir(parents=True)
+    accelerator.wait_for_everyone()
+    rng = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        rng["cuda"] = torch.cuda.get_rng_state()
+    torch.save(rng, aside / "trainer" / f"rng-{accelerator.process_index}.pt")
+    torch.save(stage_state, aside / "trainer" / f"stage-{accelerator.process_index}.pt")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        write_model(aside)
+        torch.save(
+            {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, aside / "trainer" / "optimizer.pt"
+        )
+        (aside / STATE).write_text(json.dumps({**state, "step": step}, indent=1, sort_keys=True))
+        publish(aside, final)
+        if keep is not None:
+            for old in checkpoints(output_dir)[:-keep]:
+                shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+    return final
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """The checkpoint's `state.json`."""
+    state: dict[str, Any] = json.loads((path / STATE).read_text())
+    return state
+
+
+def restore(
+    accelerator: Accelerator,
+    path: Path,
+    optimizer: torch.optim.Optimizer,
+    scheduler: torch.optim.lr_scheduler.LRScheduler,
+) -> dict[str, Any]:
+    """Restores optimiser, schedule and random state; returns the stage's own state of this rank.
+
+    Raises: UserError when the checkpoint was written by another number of ranks.
+    """
+    folder = path / "trainer"
+    ranks = len(list(folder.glob("rng-*.pt")))
+    if ranks != accelerator.num_processes:
+        raise UserError(f"{path}: written by {ranks} ranks, resumed by {accelerator.num_processes}; start as many")
+    saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    optimizer.load_state_dict(saved["optimizer"])
+    scheduler.load_state_dict(saved["scheduler"])
+    rng = torch.load(folder / f"rng-{accelerator.process_index}.pt", weights_only=True)
+    torch.set_rng_state(rng["torch"])
+    if "cuda" in rng and torch.cuda.is_available():
+        torch.cuda.set_rng_state(rng["cuda"])
+    stage: dict[str, Any] = torch.load(folder / f"stage-{accelerator.process_index}.pt", weights_only=True)
+    return stage

@@ -1,0 +1,79 @@
+"""One rank's way into the ledger: rows go to the rank's own writer, events are written by the main rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from rewards import Ledger
+from rewards.errors import UserError
+
+
+class Recorder:
+    """Opens the ledger, claims an attempt on the main rank and joins it on the others."""
+
+    def __init__(
+        self,
+        path: Path,
+        run_id: str,
+        accelerator: Accelerator,
+        *,
+        pipeline_id: str | None,
+        resume: dict[str, Any] | None,
+    ) -> None:
+        self.accelerator = accelerator
+        self.ledger: Ledger | None = None
+        failure: str | None = None
+        shared: list[Any] = [None, None]
+        if accelerator.is_main_process:
+            # A failure on one rank must end all of them, not leave the others waiting for it.
+            try:
+                self.ledger = Ledger.open(path, create=True)
+                self.writer = self.ledger.writer(run_id, writer=0, resume=resume, pipeline_id=pipeline_id)
+                shared = [self.writer.attempt, None]
+            except UserError as error:
+                failure = str(error)
+                shared = [None, failure]
+        if accelerator.num_processes > 1:
+            broadcast_object_list(shared)
+        if shared[1] is not None:
+            raise UserError(shared[1])
+        if not accelerator.is_main_process:
+            self.ledger = Ledger.open(path)
+            self.writer = self.ledger.writer(run_id, writer=accelerator.process_index, attempt=shared[0])
+        self.attempt: int = shared[0]
+
+    def rows(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Appends this rank's sessions of a step."""
+        if rows:
+            self.writer.append(step=step, rows=rows)
+
+    def event(self, kind: str, payload: Mapping[str, Any], step: int | None = None) -> None:
+        """Writes an event; the main rank's call counts."""
+        if self.accelerator.is_main_process:
+            self.writer.event(kind, dict(payload), step=step)
+
+    def events(self, events: Iterable[tuple[str, Mapping[str, Any]]], step: int | None = None) -> None:
+        """Several events of one step, in order."""
+        for kind, payload in events:
+            self.event(kind, payload, step)
+
+    def flush(self) -> None:
+        """Everything handed over is durable when this returns."""
+        self.writer.flush()
+
+    def checkpoint(self, step: int) -> dict[str, Any]:
+        """Flushes every rank; the main rank returns the ledger's position, the others an empty one."""
+        self.writer.flush()
+        self.accelerator.wait_for_everyone()
+        return dict(self.writer.checkpoint(step=step)) if self.accelerator.is_main_process else {}
+
+    def close(self) -> None:
+        """Flushes and closes."""
+        self.writer.close()
+        if self.ledger is not None:
+            self.ledger.close()
