@@ -23,9 +23,10 @@ def words(text: str) -> list[str]:
 
 
 def phrase_pattern(phrases: Iterable[str]) -> re.Pattern[str] | None:
-    """A pattern of literal sentences, longest first; None without any."""
+    """A pattern of literal sentences, longest first, in any case and white space; None without any."""
     literal = sorted({phrase for phrase in phrases if phrase.strip()}, key=lambda phrase: (-len(phrase), phrase))
-    return re.compile("|".join(re.escape(phrase) for phrase in literal), re.IGNORECASE) if literal else None
+    spaced = [r"\s+".join(re.escape(word) for word in phrase.split()) for phrase in literal]
+    return re.compile("|".join(spaced), re.IGNORECASE) if spaced else None
 
 
 def task_part(text: str, pattern: re.Pattern[str] | None) -> str:

@@ -1,4 +1,4 @@
-"""Columns of a session table as numpy arrays, missing ones included: null reads as NaN, an absent column as all null."""
+"""Columns of a session table as numpy arrays: null reads as NaN, and a column that is absent as all null."""
 
 from collections.abc import Sequence
 from typing import Any
