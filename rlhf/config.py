@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from rewards.config import GainSection, RewardSection, Section
+from rewards.config import GainSection, RewardFunction, RewardSection, Section
 
 Optimiser = Literal["adamw_torch"]
 
@@ -216,6 +216,7 @@ class LedgerSection(Section):
 
     path: str | None = Field(None, description="null: OUTPUT_DIR/ledger")
     pipeline_id: str | None = Field(None, description="Shared by the stages of one pipeline")
+    statement: str | None = Field(None, description="What this run is, in a sentence that its report must show")
     record_texts: Literal["online", "always"] = Field(
         "online", description="online: texts of online RL and evaluation; texts of a data set are named by row_id"
     )
@@ -230,6 +231,11 @@ class EvaluationSection(Section):
     max_completion_length: int = Field(48, gt=0)
     temperature: float = Field(1.0, gt=0, description="Greedy decoding hides rare content: 1 by default")
     before: bool = Field(False, description="Also answer them before the first step")
+    reward_funcs: list[str | RewardFunction] = Field(
+        default_factory=list, description="What scores the answers; empty: online RL takes reward.reward_funcs"
+    )
+    classifier: str | None = Field(None, description="As reward.classifier")
+    compliant_when: dict[str, list[str]] = Field(default_factory=dict, description="As reward.compliant_when")
 
 
 class TrackingSection(Section):
