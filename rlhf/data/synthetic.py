@@ -34,7 +34,7 @@ def recipe_sizes(recipe: str | Path = "wild7") -> dict[str, int]:
 
 
 def generate(recipe: str | Path, split: Split, n: int, seed: int) -> list[dict[str, Any]]:
-    """n rows of a split of a recipe.
+    """Draw n rows of a split of a recipe.
 
     Every row has row_id, prompt, category and answer: what the checkers compare with (the number, the JSON call,
     accepted phrases between `|`), null where they need nothing. demonstrations add completion, defect (null: right)

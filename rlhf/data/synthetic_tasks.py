@@ -81,7 +81,7 @@ def _format(recipe: Recipe, rng: np.random.Generator) -> Task:
     named = " and ".join(f"{name} {value}" for name, value in words.items())
     prompt = _fill(pick([*spec.prompts, *tool.prompts], rng), words | {"tool": tool.tool, "args": named})
     right = _call(tool, args)
-    defect = pick(["missing_brace", "single_quotes", "chatty", "wrong_value", "number_as_text"], rng)
+    defect = pick(["missing_brace", "missing_quotes", "chatty", "wrong_value", "number_as_text"], rng)
     if defect == "number_as_text" and not any(isinstance(value, int) for value in args.values()):
         defect = "wrong_value"
     return Task(prompt, right, _broken(recipe, defect, tool, args, rng), defect, right)
@@ -90,8 +90,8 @@ def _format(recipe: Recipe, rng: np.random.Generator) -> Task:
 def _broken(recipe: Recipe, defect: str, tool: Tool, args: dict[str, Any], rng: np.random.Generator) -> str:
     if defect == "missing_brace":
         return _call(tool, args)[:-1]
-    if defect == "single_quotes":
-        return _call(tool, args).replace('"', "'")
+    if defect == "missing_quotes":
+        return _call(tool, args).replace('"', "")
     if defect == "chatty":
         return _fill(pick(recipe.format.chatty, rng), {"json": _call(tool, args)})
     if defect == "number_as_text":
