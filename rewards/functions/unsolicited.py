@@ -11,7 +11,8 @@ from typing import Any
 from rewards.errors import ConfigError
 from rewards.functions import register
 from rewards.functions.recipes import load_recipe
-from rewards.functions.texts import completion_text, count_phrases, without_phrases
+from rewards.functions.sentences import count_phrases, without_phrases
+from rewards.text import completion_text
 
 
 def phrases(*, families: str | Sequence[str] = "penalised", recipe: str = "wild7") -> list[str]:
@@ -37,7 +38,7 @@ def phrases(*, families: str | Sequence[str] = "penalised", recipe: str = "wild7
     return list(found)
 
 
-@register("unsolicited")
+@register("unsolicited", phrases=phrases)
 def unsolicited(
     prompts: Sequence[Any],
     completions: Sequence[Any],
@@ -53,10 +54,6 @@ def unsolicited(
     """
     wanted = phrases(families=families, recipe=recipe)
     return [float(count_phrases(completion_text(completion), wanted)) for completion in completions]
-
-
-# Lets a report cut exactly what was counted: it reads the sentences off the function that a run used.
-unsolicited.phrases = phrases  # type: ignore[attr-defined]
 
 
 def task_part(text: str, phrases: Iterable[str]) -> str:

@@ -8,8 +8,9 @@ from typing import Any, NoReturn
 from rewards.errors import DataError
 from rewards.functions import register
 from rewards.functions.recipes import Recipe, load_recipe
-from rewards.functions.texts import completion_text, has_phrase
+from rewards.functions.sentences import has_phrase
 from rewards.functions.unsolicited import task_part
+from rewards.text import completion_text
 
 Judge = Callable[[str, str, Recipe], str | None]
 

@@ -1,23 +1,10 @@
-"""Text of a completion in either form, and phrases found in it whatever the case, spacing and punctuation."""
+"""Literal sentences found in a text, counted and cut out, whatever the letter case, the spacing and the punctuation."""
 
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any
 
 from rewards.errors import DataError
-
-
-def completion_text(completion: Any) -> str:
-    """What the model wrote: a string as it is, a conversation as its assistant turns, one per line.
-
-    Raises: DataError when it is neither.
-    """
-    if isinstance(completion, str):
-        return completion
-    if isinstance(completion, list) and all(isinstance(turn, dict) and "role" in turn for turn in completion):
-        return "\n".join(_content(turn.get("content")) for turn in completion if turn["role"] == "assistant")
-    raise DataError(f"a completion is a string or a list of turns with role and content, not {completion!r:.80}")
 
 
 def count_phrases(text: str, phrases: Iterable[str]) -> int:
@@ -44,15 +31,6 @@ def without_phrases(text: str, phrases: Iterable[str]) -> str:
         start = found.end()
     pieces.append(text[start:])
     return " ".join(piece for piece in (piece.strip() for piece in pieces) if piece)
-
-
-def _content(content: Any) -> str:
-    if content is None:
-        return ""
-    if isinstance(content, str):
-        return content
-    # Multimodal form: only the text parts are text.
-    return "".join(part.get("text") or "" for part in content)
 
 
 @lru_cache(maxsize=256)
