@@ -1,5 +1,6 @@
 """Bins aligned to optimizer steps, reward per bin, and what the change of the adjusted reward is made of."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,10 +55,7 @@ def step_bins(steps: NDArray[np.int64]) -> list[Bin]:
     edges = [*starts[::width].tolist(), len(steps)]
     if len(edges) > 2 and edges[-1] - edges[-2] < width * per_step / 2:
         del edges[-2]
-    return [
-        Bin(start, stop, int(steps[start]), int(steps[stop - 1]))
-        for start, stop in zip(edges[:-1], edges[1:], strict=True)
-    ]
+    return [Bin(start, stop, int(steps[start]), int(steps[stop - 1])) for start, stop in itertools.pairwise(edges)]
 
 
 def reward_curve(table: pa.Table, bins: Sequence[Bin]) -> list[dict[str, Any]]:
@@ -88,9 +86,9 @@ def mean_series(values: Floats, bins: Sequence[Bin], share: bool = False) -> lis
 def reward_change(table: pa.Table, bins: Sequence[Bin]) -> dict[str, Any]:
     """What the adjusted mean changed by from the first bin to the last, as a sum of three parts.
 
-    policy: the change of the baseline inside the categories, at the mean of the two bins' shares; mixture: the change of
-    those shares, and categories present in one of the two bins only; schedule: the change of adjusted minus baseline.
-    policy + mixture is the change of the baseline. Only sessions with both rewards count. `why` where it cannot be said.
+    policy: the change of the baseline inside the categories, at the mean of the two bins' shares; mixture: the change
+    of those shares, and categories present in one of the two bins only; schedule: the change of adjusted - baseline.
+    policy + mixture is the change of the baseline. Only sessions with both rewards count. `why` says what is missing.
     """
     if len(bins) < 2:
         return {"why": "fewer than two bins of whole steps: no change to speak of"}
