@@ -1,0 +1,117 @@
+"""Pivots of the differential schedule (the values around which gaps are widened), and what would cancel out."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from rewards.compose import Component, baseline
+from rewards.errors import ConfigError
+from rewards.scorers import Scorer
+
+if TYPE_CHECKING:
+    from rewards.config import RewardSection
+
+Key = tuple[str, str | None]
+"""Category and component; without a component, the whole reward."""
+
+
+class Pivot(NamedTuple):
+    """A measured pivot: the mean over samples of the reference policy. standard_error is None for a single sample."""
+
+    category: str
+    component: str | None
+    value: float
+    standard_error: float | None
+    n: int
+
+    def payload(self) -> dict[str, Any]:
+        """Payload of the pivot_set event."""
+        return self._asdict()
+
+
+def describe(key: Key) -> str:
+    """A key as error lines name it."""
+    category, component = key
+    return f"category `{category}`, {'the whole reward' if component is None else f'component `{component}`'}"
+
+
+def measure_pivots(
+    keys: Iterable[Key], categories: Sequence[str | None], scored: Sequence[Sequence[Component]]
+) -> list[Pivot]:
+    """The pivot of every key: the mean of the component's value (or of the baseline reward) in its category.
+
+    Shapes: categories and scored have one entry per sample of the reference policy. The standard error takes the
+    samples as independent: draw one response a prompt.
+    Raises: ConfigError naming the key that no sample has a value for.
+    """
+    pivots = []
+    for category, component in keys:
+        rows = [row for of, row in zip(categories, scored, strict=True) if of == category]
+        found = [value for value in (_value(row, component) for row in rows) if value is not None]
+        if not found:
+            raise ConfigError(
+                f"pivot of {describe((category, component))}: none of {len(rows)} reference samples of the category "
+                f"has a value; add prompts of the category or set `pivot` to a number"
+            )
+        n, mean = len(found), math.fsum(found) / len(found)
+        variance = math.fsum((value - mean) ** 2 for value in found) / (n - 1) if n > 1 else None
+        pivots.append(Pivot(category, component, mean, None if variance is None else math.sqrt(variance / n), n))
+    return pivots
+
+
+def midpoint(key: Key, scorers: Sequence[Scorer]) -> float:
+    """The pivot in the middle of the declared scale, or of the sum of the weighted scales for the whole reward.
+
+    Raises: ConfigError naming a component without a declared scale.
+    """
+    acting = [part for part in scorers if part.role == "optimised" and key[1] in (None, part.name)]
+    for part in acting:
+        if part.scale is None:
+            raise ConfigError(
+                f"pivot `midpoint` of {describe(key)}: component `{part.name}` declares no scale; set its `scale`, "
+                f"or use `reference` or a number"
+            )
+    # A declared scale maps to 0..1, so the middle of a component is 1/2 whatever its bounds.
+    return 0.5 if key[1] is not None else 0.5 * math.fsum(part.weight for part in acting)
+
+
+def check_component(key: Key, scorers: Sequence[Scorer]) -> None:
+    """Raises: ConfigError unless the key's component is an optimised one (or the whole reward)."""
+    component = key[1]
+    if component is None:
+        return
+    roles = {part.name: part.role for part in scorers}
+    if component not in roles:
+        raise ConfigError(f"differential of {describe(key)}: no such component; there are {', '.join(roles)}")
+    if roles[component] != "optimised":
+        raise ConfigError(
+            f"differential of {describe(key)}: its role is `{roles[component]}`, so it is no part of the reward and "
+            f"the differential would change nothing"
+        )
+
+
+def check_cancellation(section: "RewardSection", scale_rewards: Literal["group", "batch", "none"]) -> None:
+    """Refuses a differential that group standardisation divides out again.
+
+    Within a group a = p + (1 + d)(b - p) is an affine function of b with a positive slope, and (a - mean) / std is
+    then what it is for b. The only optimised component of a reward is the whole reward in this respect.
+    Raises: ConfigError naming the category and what can be done instead.
+    """
+    if section.place != "reward" or scale_rewards != "group":
+        return
+    optimised = [entry for entry in section.reward_funcs if isinstance(entry, str) or entry.role == "optimised"]
+    named: list[tuple[str, Key]] = [("differentials", (r.category, r.component)) for r in section.differentials]
+    named += [("triggers", (trigger.category, trigger.component)) for trigger in section.triggers]
+    for where, key in named:
+        if key[1] is None or len(optimised) == 1:
+            why = "acts on the whole reward" if key[1] is None else "acts on the only optimised component"
+            raise ConfigError(
+                f"reward.{where}: {describe(key)} {why}, and `scale_rewards: group` divides it out again; use "
+                f"`reward.place: advantage`, or a component among several, or `scale_rewards: batch` or `none`"
+            )
+
+
+def _value(components: Sequence[Component], component: str | None) -> float | None:
+    if component is None:
+        return baseline(components)
+    return next((part.value for part in components if part.name == component), None)
