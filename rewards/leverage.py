@@ -60,7 +60,7 @@ class Leverage:
 def gamma(
     x: Sequence[float | None] | Floats, advantage: Sequence[float | None] | Floats, groups: Sequence[Hashable]
 ) -> float | None:
-    """sum x A / sum x^2 with x centred within its group; None without a mixed group, that is one where x differs.
+    """The slope sum x A / sum x^2 with x centred within its group; None without a mixed group, that is one where x differs.
 
     Shapes: one entry a session each; a session whose x, advantage or group is null has no part, nor in the centring.
     """
@@ -75,7 +75,7 @@ def gamma_interval(
     generator: np.random.Generator,
     resamples: int = RESAMPLES,
 ) -> Gamma | None:
-    """gamma with its bootstrap interval; None without a mixed group. Shapes as in `gamma`."""
+    """The slope `gamma` with its bootstrap interval; None without a mixed group. Shapes as in `gamma`."""
     sums = _group_sums(_floats(x), [_floats(advantage)], groups)[0]
     if not sums.size:
         return None
@@ -130,7 +130,7 @@ class _Ratio:
 
 
 def _ratio(sums: Floats, generator: np.random.Generator, resamples: int) -> _Ratio:
-    """sum x A / sum x A0 over groups; unknown where the slope on A0 may be 0."""
+    """Sum x A / sum x A0 over groups; unknown where the slope on A0 may be 0."""
     groups = sums.shape[1]
     above, below, _ = sums.sum(axis=1)
     if groups == 0 or below == 0:
@@ -177,7 +177,7 @@ def _group_sums(x: Floats, measures: Sequence[Floats], groups: Sequence[Hashable
     sizes = np.bincount(group_of, minlength=count)
     centred = shifted - (np.bincount(group_of, shifted, minlength=count) / np.maximum(sizes, 1))[group_of]
     factors = [*(measure[known] for measure in measures), centred]
-    sums = np.stack([np.bincount(group_of, centred * factor, minlength=count) for factor in factors])
+    sums = np.array([np.bincount(group_of, centred * factor, minlength=count) for factor in factors], dtype=np.float64)
     mixed = sums[-1] > 0
     return sums[:, mixed], [key for key, take in zip(numbers, mixed, strict=True) if take]
 
@@ -198,8 +198,10 @@ def _interval(draws: Floats) -> tuple[float, float]:
 
 def _at(ordered: Floats, position: float) -> float:
     left = int(position)
-    below, above = float(ordered[left]), float(ordered[min(left + 1, len(ordered) - 1)])
-    return below if below == above else below + (position - left) * (above - below)
+    below = float(ordered[left])
+    if position == left or not np.isfinite(below):
+        return below
+    return below + (position - left) * (float(ordered[left + 1]) - below)
 
 
 def _floats(values: Sequence[float | None] | Floats) -> Floats:
