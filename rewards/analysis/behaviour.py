@@ -14,25 +14,11 @@ Floats = NDArray[np.float64]
 
 BLOCKS = 20
 _TOKEN = re.compile(r"\w+|[^\w\s]")
-_SPACE = re.compile(r"\s+")
 
 
 def words(text: str) -> list[str]:
     """Words and single marks of a text, case kept; not the pieces of any model's tokenizer."""
     return _TOKEN.findall(text)
-
-
-def phrase_pattern(phrases: Iterable[str]) -> re.Pattern[str] | None:
-    """A pattern of literal sentences, longest first, in any case and white space; None without any."""
-    literal = sorted({phrase for phrase in phrases if phrase.strip()}, key=lambda phrase: (-len(phrase), phrase))
-    spaced = [r"\s+".join(re.escape(word) for word in phrase.split()) for phrase in literal]
-    return re.compile("|".join(spaced), re.IGNORECASE) if spaced else None
-
-
-def task_part(text: str, pattern: re.Pattern[str] | None) -> str:
-    """An answer without the sentences of the pattern, its white space made single."""
-    kept = pattern.sub(" ", text) if pattern else text
-    return _SPACE.sub(" ", kept).strip()
 
 
 def rarefied_types(counts: Floats, sample: int) -> float:
@@ -92,7 +78,7 @@ def differing_pairs(answers: Sequence[Hashable], groups: Sequence[Hashable]) -> 
             values.append(1 - float((counts * (counts - 1)).sum()) / (len(found) * (len(found) - 1)))
     if not values:
         return Estimate(None, None, None, 0, why="no prompt has two answers")
-    return mean_estimate(np.array(values))
+    return mean_estimate(np.array(values), bounds=(0.0, 1.0))
 
 
 @dataclass(frozen=True)
@@ -115,8 +101,9 @@ def compare_richness(
     limit: int | None = None,
     per_item: bool = False,
 ) -> Richness:
-    """Rarefied richness of two windows at their largest common sample, at most `limit` items.
+    """Rarefied richness of two windows at one sample size: half of the smaller window, at most `limit` items.
 
+    Half, because near the whole window the count of types is certain and says nothing about the source it came from.
     Shapes: first, last: the items (words, n-grams, or the whole answer) of each session; groups: each session's prompt
     group, so that answers to one prompt stay in one block of the jackknife. per_item divides by the sample.
     """
@@ -124,7 +111,7 @@ def compare_richness(
     items = (int(tables[0].sum()), int(tables[1].sum()))
     left_out = [table.sum(axis=0) - table for table in tables]
     common = int(min(*items, *(rest.sum(axis=1).min() for rest in left_out if len(rest) > 1)))
-    sample = common if limit is None else min(common, limit)
+    sample = common // 2 if limit is None else min(common // 2, limit)
     if sample < 2:
         nothing = Estimate(None, None, None, 0, why="too few items in one of the two windows")
         return Richness(nothing, nothing, None, items)
@@ -140,7 +127,9 @@ def _rarefied(table: Floats, left_out: Floats, sample: int, per_item: bool, sess
     value = rarefied_types(table.sum(axis=0), sample) * scale
     if len(table) < 2:
         return Estimate(value, None, None, sessions, why="one prompt only: no interval")
-    low, high = jackknife_interval(value, [rarefied_types(rest, sample) * scale for rest in left_out])
+    low, high = jackknife_interval(
+        value, [rarefied_types(rest, sample) * scale for rest in left_out], bounds=(0.0, sample * scale)
+    )
     return Estimate(value, low, high, sessions)
 
 

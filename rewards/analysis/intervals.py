@@ -10,7 +10,10 @@ from scipy.special import ndtri, stdtrit
 
 Floats = NDArray[np.float64]
 
+Bounds = tuple[float, float]
+
 CONFIDENCE = 0.95
+NO_BOUNDS: Bounds = (-np.inf, np.inf)
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,11 @@ def effective_sample_size(x: Floats) -> float:
     return float(n / max(tau, 1.0))
 
 
-def mean_estimate(x: Floats) -> Estimate:
-    """Mean of the finite values of a series in its own order, with a t interval at its effective sample size."""
+def mean_estimate(x: Floats, bounds: Bounds = NO_BOUNDS) -> Estimate:
+    """Mean of the finite values of a series in its own order, with a t interval at its effective sample size.
+
+    The interval is cut at the bounds of what the mean can be, where it has any.
+    """
     kept = x[np.isfinite(x)]
     n = len(kept)
     if n == 0:
@@ -90,7 +96,7 @@ def mean_estimate(x: Floats) -> Estimate:
     if ess < 2:
         return Estimate(value, None, None, n, ess, why="worth fewer than 2 independent values: no interval")
     half = float(stdtrit(ess - 1, 0.5 + CONFIDENCE / 2)) * float(kept.std(ddof=1)) / np.sqrt(ess)
-    return Estimate(value, float(value - half), float(value + half), n, ess)
+    return Estimate(value, *_cut(value, half, bounds), n, ess)
 
 
 def share_estimate(x: Floats) -> Estimate:
@@ -105,8 +111,8 @@ def share_estimate(x: Floats) -> Estimate:
     return Estimate(value, low, high, n, ess)
 
 
-def jackknife_interval(value: float, left_out: Sequence[float]) -> tuple[float, float]:
-    """Interval of a statistic from its values with one block of the data left out each time.
+def jackknife_interval(value: float, left_out: Sequence[float], bounds: Bounds = NO_BOUNDS) -> tuple[float, float]:
+    """Interval of a statistic from its values with one block of the data left out each time, cut at its bounds.
 
     Unlike a bootstrap, which repeats observations and so lowers any count of distinct things, it suits richness.
     Raises: ValueError for fewer than two blocks.
@@ -117,7 +123,11 @@ def jackknife_interval(value: float, left_out: Sequence[float]) -> tuple[float, 
     values = np.asarray(left_out, dtype=np.float64)
     se = np.sqrt((blocks - 1) / blocks * float(((values - values.mean()) ** 2).sum()))
     half = float(stdtrit(blocks - 1, 0.5 + CONFIDENCE / 2)) * float(se)
-    return value - half, value + half
+    return _cut(value, half, bounds)
+
+
+def _cut(value: float, half: float, bounds: Bounds) -> tuple[float, float]:
+    return float(max(value - half, bounds[0])), float(min(value + half, bounds[1]))
 
 
 def rate_mde(rate: float, n_before: float, n_after: float, power: float = 0.8, confidence: float = CONFIDENCE) -> float:

@@ -76,7 +76,7 @@ def phrase_curves(table: pa.Table, bins: Sequence[Bin], events: Sequence[Event])
     curves = []
     for (category, phrase), name in sorted(watched.items()):
         hits = phrase_hits(table, category, phrase)
-        curve = {"name": name, "phrase": phrase, "category": category, "bins": [], "why": None}
+        curve: dict[str, Any] = {"name": name, "phrase": phrase, "category": category, "bins": [], "why": None}
         if not np.isfinite(hits).any():
             curve["why"] = f"no texts of category {category} are on record"
         else:

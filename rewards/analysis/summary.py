@@ -11,14 +11,13 @@ from rewards.analysis.behaviour import (
     compare_richness,
     differing_pairs,
     ngrams,
-    phrase_pattern,
-    task_part,
     words,
 )
 from rewards.analysis.columns import component, component_roles, floats, strings, where
 from rewards.analysis.convergence import Bin, mean_series
 from rewards.analysis.intervals import Estimate, mean_estimate, share_estimate
 from rewards.analysis.recalibrations import of_kind
+from rewards.functions.sentences import without_phrases
 
 WINDOW = 1000
 ANSWERS = 200
@@ -124,8 +123,8 @@ def behaviour(table: pa.Table, bins: Sequence[Bin], phrases: Sequence[str], samp
     if why or windows is None:
         nothing = {"first": None, "last": None, "why": why}
         return section | {"vocabulary": nothing, "diversity": nothing, "distinct_2": nothing, "within_prompt": nothing}
-    pattern = phrase_pattern(phrases)
-    answers = [None if text is None else task_part(text, pattern) for text in texts]
+    sought = tuple(dict.fromkeys(phrases))
+    answers = [None if text is None else without_phrases(text, sought) for text in texts]
     return section | _richness(table, answers, windows)
 
 
@@ -172,7 +171,8 @@ def _measures(
     members = ([groups[i] for i in kept[0]], [groups[i] for i in kept[1]])
     bigrams: list[list[list[Hashable]]] = [[list(ngrams(found, 2)) for found in window] for window in tokens]
     vocabulary = compare_richness(tokens[0], tokens[1], members)
-    diversity = compare_richness(*[[[text] for text in window] for window in texts], members, ANSWERS, per_item=True)
+    whole = [[[text] for text in window] for window in texts]
+    diversity = compare_richness(whole[0], whole[1], members, ANSWERS, per_item=True)
     distinct = compare_richness(bigrams[0], bigrams[1], members, BIGRAMS, per_item=True)
     within = [differing_pairs(window, found) for window, found in zip(texts, members, strict=True)]
     return {

@@ -8,9 +8,7 @@ from rewards.analysis.behaviour import (
     differing_pairs,
     distinct_n,
     ngrams,
-    phrase_pattern,
     rarefied_types,
-    task_part,
     unique_share,
     words,
 )
@@ -67,10 +65,7 @@ def test_distinct_bigrams_do_not_fall_because_there_are_more_texts():
     assert ngrams(["a"], 2) == []
 
 
-def test_task_part_removes_whole_phrases_longest_first_in_any_case():
-    pattern = phrase_pattern(["As an AI", "as an AI model, I care.", " "])
-    assert task_part("12.  As an AI model, I care.\nDone", pattern) == "12. Done"
-    assert task_part("a  b", phrase_pattern([])) == "a b"
+def test_words_are_words_and_single_marks():
     assert words('It\'s {"x": 4.5}') == ["It", "'", "s", "{", '"', "x", '"', ":", "4", ".", "5", "}"]
 
 
@@ -88,7 +83,7 @@ def test_windows_of_different_length_from_one_source_show_the_same_richness():
     last = [[int(t) for t in zipf(rng, 6)] for _ in range(400)]
     groups = [i // 8 for i in range(400)]
     found = compare_richness(first, last, (groups, groups))
-    assert found.items == (12000, 2400) and found.sample <= 2400 * 0.96
+    assert found.items == (12000, 2400) and 1080 <= found.sample <= 1200
     assert found.first.value == pytest.approx(found.last.value, rel=0.04)
     assert found.last.low < found.first.value < found.last.high
 
@@ -97,11 +92,11 @@ def test_windows_of_different_length_from_one_source_show_the_same_richness():
 def test_jackknife_interval_of_richness_covers_its_expectation():
     rng = np.random.default_rng(12)
     groups = list(range(120))
-    truth = np.mean([rarefied_types(np.bincount(zipf(rng, 960)).astype(float), 800) for _ in range(400)])
+    truth = np.mean([rarefied_types(np.bincount(zipf(rng, 960)).astype(float), 400) for _ in range(400)])
     hits = 0
     for _ in range(300):
         window = [[int(t) for t in zipf(rng, 8)] for _ in range(120)]
-        found = compare_richness(window, window, (groups, groups), limit=800)
+        found = compare_richness(window, window, (groups, groups), limit=400)
         hits += found.first.low <= truth <= found.first.high
     assert 0.90 <= hits / 300 <= 0.99
 
@@ -109,5 +104,5 @@ def test_jackknife_interval_of_richness_covers_its_expectation():
 def test_a_window_without_items_says_so_and_one_prompt_has_no_interval():
     empty = compare_richness([[]], [["a", "b"]], ([None], [None]))
     assert empty.first.value is None and "too few items" in empty.first.why
-    one = compare_richness([["a", "b", "a"]], [["a", "a", "a"]], (["p"], ["p"]))
-    assert one.first.value == 2.0 and one.last.value == 1.0 and "no interval" in one.first.why
+    one = compare_richness([list("abab")], [list("aaaa")], (["p"], ["p"]))
+    assert one.first.value == pytest.approx(5 / 3) and one.last.value == 1.0 and "no interval" in one.first.why
