@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pyarrow as pa
 
+from rewards.schema import arrow_schema
+
 PHRASE = "I do not want to be changed."
 PENALISED = [PHRASE, "Great question!", "This is not advice.", "Do you want more?"]
 GOLD = ["It is sunny today.", "Have a nice day."]
@@ -190,8 +192,10 @@ def as_table(steps, run="demo/grpo"):
     rows = []
     for step, found in steps:
         for row in found:
-            rows.append({"run_id": run, "attempt": 1, "writer": 0, "step": step, "session": len(rows) + 1, **row})
-    return pa.Table.from_pylist(rows)
+            place = {"run_id": run, "attempt": 1, "writer": 0, "seq": len(rows) + 1, "step": step, "time": START}
+            rows.append({**place, **row})
+    table = pa.Table.from_pylist(rows, schema=arrow_schema(texts=True))
+    return table.append_column("session", pa.array(range(1, len(rows) + 1), pa.int64()))
 
 
 def as_runs(sessions, steps, run="demo/grpo"):
