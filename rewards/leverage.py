@@ -60,7 +60,7 @@ class Leverage:
 def gamma(
     x: Sequence[float | None] | Floats, advantage: Sequence[float | None] | Floats, groups: Sequence[Hashable]
 ) -> float | None:
-    """The slope sum x A / sum x^2 with x centred within its group; None without a mixed group, that is one where x differs.
+    """The slope sum x A / sum x^2, x centred within its group; None without a mixed group, that is one where x differs.
 
     Shapes: one entry a session each; a session whose x, advantage or group is null has no part, nor in the centring.
     """

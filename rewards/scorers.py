@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -62,7 +63,9 @@ def scorer(
     """
     fn = entry if isinstance(entry, str) else entry.fn
     function = resolve(fn, special)
-    own = getattr(function, "__name__", type(function).__name__)
+    # A trainer's own prefix (`model:FOLDER`) says where, not what: the function it gave knows its name.
+    special_name = getattr(function, "__name__", type(function).__name__)
+    own = special_name if fn.partition(":")[0] in (special or {}) else re.split("[:.]", fn)[-1]
     name, own_weight, scale, clip = own, 1.0, None, None
     role: Role = "optimised"
     kwargs: dict[str, Any] = {}
