@@ -80,7 +80,9 @@ class DataSection(Section):
 class TrainSection(Section):
     """What every stage's training has: length, batch, optimiser, schedule, evaluation, checkpoints."""
 
-    output_dir: str = Field("runs/run", description="A folder that is not empty stops the run unless --resume or --overwrite")
+    output_dir: str = Field(
+        "runs/run", description="A folder that is not empty stops the run unless --resume or --overwrite"
+    )
     run_name: str | None = Field(None, description="The run's id in the ledger; null: PIPELINE/STAGE")
     seed: int = 42
     max_steps: int = Field(-1, description="Optimizer steps; -1: from num_train_epochs")
@@ -110,7 +112,9 @@ class TrainSection(Section):
     save_steps: int = Field(500, gt=0)
     save_total_limit: int | None = Field(None, gt=0)
     resume_from_checkpoint: str | None = Field(None, description="A checkpoint folder; `--resume` takes the newest")
-    max_length: int | None = Field(1024, gt=1, description="Tokens of prompt and completion; longer rows are cut and counted")
+    max_length: int | None = Field(
+        1024, gt=1, description="Tokens of prompt and completion; longer rows are cut and counted"
+    )
 
     @model_validator(mode="after")
     def _evaluation_is_whole(self) -> TrainSection:
@@ -172,7 +176,9 @@ class GRPOTrainSection(TrainSection):
     num_iterations: int = Field(1, ge=1, description="Optimizer steps on one set of rollouts")
     scale_rewards: Literal["group", "batch", "none"] = "group"
     mask_truncated_completions: bool = False
-    max_sessions: int | None = Field(None, gt=0, description="The run ends with exactly this many sessions; the last group may be smaller")
+    max_sessions: int | None = Field(
+        None, gt=0, description="The run ends with exactly this many sessions; the last group may be smaller"
+    )
 
 
 class KLSection(Section):
@@ -207,7 +213,9 @@ class SFTReferenceSection(ReferenceSection):
 class OnlineReferenceSection(ReferenceSection):
     """Online RL."""
 
-    beta: float = Field(0.0, ge=0, description="Coefficient of the KL penalty; per nat and token, or per nat and sequence: see kl.level")
+    beta: float = Field(
+        0.0, ge=0, description="Coefficient of the KL penalty; per nat and token, or per nat and sequence: see kl.level"
+    )
     kl: KLSection = Field(default_factory=lambda: KLSection(preset="trl_grpo"))
 
 
