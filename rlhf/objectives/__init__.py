@@ -1,0 +1,15 @@
+"""Objectives by name: pure functions of tensors that reduce nothing and know no model, configuration or accelerator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rlhf.objectives import policy_gradient, preference, reward_model, sft
+
+OBJECTIVES: dict[str, Callable[..., Any]] = {
+    **sft.OBJECTIVES,
+    **reward_model.OBJECTIVES,
+    **preference.OBJECTIVES,
+    **policy_gradient.OBJECTIVES,
+}

@@ -1,0 +1,1 @@
+"""Tensor operations that the reference constraint and the objectives stand on."""
