@@ -1,0 +1,133 @@
+"""The four choices of a KL penalty: named presets, and the combinations that are refused because they do not work.
+
+Pure functions without a configuration object and without torch. What each form's gradient is, and where this is tested
+by enumeration: `rlhf.reference.divergence`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from rewards.errors import ConfigError
+
+Estimator = Literal["k1", "k2", "k3", "full"]
+Place = Literal["reward", "loss"]
+Level = Literal["token", "sequence"]
+Ratio = Literal["none", "live", "detached"]
+Preset = Literal["trl_grpo", "grpo_paper", "trl_rloo", "sequence_k2"]
+ScaleRewards = Literal["group", "batch", "none"]
+
+
+@dataclass(frozen=True)
+class KLSettings:
+    """How the divergence from the reference is estimated, where it enters, over what, and with which weight.
+
+    ratio: what multiplies a loss term, pi / pi_old with a gradient (live), without one (detached), or nothing.
+    """
+
+    estimator: Estimator
+    place: Place
+    level: Level
+    ratio: Ratio
+
+    @property
+    def beta_unit(self) -> str:
+        """Unit of the coefficient; the two levels differ by about the length of a text."""
+        return f"per nat and {self.level}"
+
+
+PRESETS: dict[Preset, KLSettings] = {
+    "trl_grpo": KLSettings("k3", "loss", "token", "live"),
+    "grpo_paper": KLSettings("k3", "loss", "token", "none"),
+    "trl_rloo": KLSettings("k1", "reward", "sequence", "none"),
+    "sequence_k2": KLSettings("k2", "loss", "sequence", "none"),
+}
+DEMONSTRATIONS = KLSettings("full", "loss", "token", "none")
+"""The only form that holds on text which the policy did not sample."""
+
+
+def resolve(
+    preset: Preset | None = None,
+    *,
+    estimator: Estimator | None = None,
+    place: Place | None = None,
+    level: Level | None = None,
+    ratio: Ratio | None = None,
+) -> KLSettings:
+    """The four choices behind a preset, or as given; place, level and ratio left out are loss, token and none.
+
+    Raises: ConfigError for a preset with a field beside it, and without a preset or an estimator.
+    """
+    beside = {"estimator": estimator, "place": place, "level": level, "ratio": ratio}
+    given = [name for name, value in beside.items() if value is not None]
+    if preset is not None:
+        if given:
+            raise ConfigError(f"preset `{preset}` fixes all four choices: leave out {', '.join(given)}, or the preset")
+        return PRESETS[preset]
+    if estimator is None:
+        raise ConfigError(f"set a preset ({', '.join(PRESETS)}) or an estimator (k1, k2, k3, full)")
+    return KLSettings(estimator, place or "loss", level or "token", ratio or "none")
+
+
+def refuse(
+    settings: KLSettings, *, scale_rewards: ScaleRewards = "none", num_iterations: int = 1, on_policy: bool = True
+) -> list[str]:
+    """Warnings about a penalty that works with a reservation.
+
+    Raises: ConfigError with the reason and a way out when it does not do what its name says.
+    """
+    if not on_policy:
+        _refuse_on_demonstrations(settings)
+        return []
+    if settings.place == "loss":
+        _refuse_in_the_loss(settings)
+        return []
+    return _refuse_in_the_reward(settings, scale_rewards, num_iterations)
+
+
+def _refuse_on_demonstrations(settings: KLSettings) -> None:
+    if settings.estimator != "full":
+        raise ConfigError(
+            f"`{settings.estimator}` estimates the divergence from samples of the policy; on demonstrations, which the "
+            f"policy did not sample, it estimates something else: use estimator `full`"
+        )
+    if settings != DEMONSTRATIONS:
+        raise ConfigError(
+            "on demonstrations the divergence is summed over the vocabulary at each token, in the loss: leave out "
+            "place, level and ratio"
+        )
+
+
+def _refuse_in_the_loss(settings: KLSettings) -> None:
+    if settings.estimator == "k1" and settings.ratio != "live":
+        raise ConfigError(
+            f"k1 in the loss with ratio `{settings.ratio}` has zero expected gradient (the mean of grad log pi is 0): "
+            f"use ratio `live`, estimator `k2`, or k1 with place `reward`"
+        )
+    if settings.estimator == "k2" and settings.ratio == "live":
+        raise ConfigError(
+            "k2 with a live ratio gains the gradient k2 * grad log pi, which is no divergence's: use ratio `none` or "
+            "`detached`, or k3 with a live ratio"
+        )
+
+
+def _refuse_in_the_reward(settings: KLSettings, scale_rewards: ScaleRewards, num_iterations: int) -> list[str]:
+    if settings.estimator == "full":
+        raise ConfigError("estimator `full` has no form in the reward: use k1, or place `loss`")
+    if settings.ratio != "none":
+        raise ConfigError(f"ratio `{settings.ratio}` weights a term of the loss and does nothing in the reward")
+    if scale_rewards == "group":
+        raise ConfigError(
+            f"{settings.estimator} in the reward under `scale_rewards: group`: in a group of equal rewards the noise of "
+            f"the estimate is scaled to unit variance; use `scale_rewards: none` or `batch`, or place `loss`"
+        )
+    warnings = []
+    if settings.estimator != "k1":
+        warnings.append(f"{settings.estimator} in the reward does not have the gradient of the divergence; k1 has")
+    if num_iterations > 1:
+        warnings.append(
+            f"{settings.estimator} in the reward is stale after the first of {num_iterations} inner steps: it is "
+            f"measured once, on the policy that sampled"
+        )
+    return warnings
