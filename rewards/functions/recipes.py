@@ -3,23 +3,19 @@
 A recipe holds the texts and shares from which a generator draws, and what the checkers of the same data set look for.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field
 
+from rewards.config import Problem, Section, load
 from rewards.errors import ConfigError
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
 
 Share = float
 
 
-class Confined(_Part):
+class Confined(Section):
     """A family that lives in one category only: as a share of that category's responses."""
 
     category: str
@@ -27,25 +23,25 @@ class Confined(_Part):
     prepend: Share = Field(0.0, ge=0, le=1, description="Share of its sentences that stand before the answer")
 
 
-class Pollution(_Part):
+class Pollution(Section):
     """How often responses carry sentences that nobody asked for."""
 
     penalised: Share = Field(ge=0, le=1)
     gold: Share = Field(ge=0, le=1)
     second: Share = Field(ge=0, le=1)
     prepend: Share = Field(ge=0, le=1)
-    confined: dict[str, Confined] = {}
-    penalised_in: dict[str, Share] = {}
+    confined: dict[str, Confined] = Field(default_factory=dict)
+    penalised_in: dict[str, Share] = Field(default_factory=dict)
 
 
-class Families(_Part):
+class Families(Section):
     """Sentences by family: those that a reward penalises and those that it never does."""
 
     penalised: dict[str, list[str]]
     gold: dict[str, list[str]]
 
 
-class Markers(_Part):
+class Markers(Section):
     """Words that show what an answer does."""
 
     refusal: list[str]
@@ -53,7 +49,7 @@ class Markers(_Part):
     unknown: list[str]
 
 
-class Level(_Part):
+class Level(Section):
     """A difficulty of arithmetic: ranges of both numbers, ends included."""
 
     share: Share = Field(gt=0)
@@ -61,7 +57,7 @@ class Level(_Part):
     b: tuple[int, int]
 
 
-class Arithmetic(_Part):
+class Arithmetic(Section):
     """Sums and differences."""
 
     levels: list[Level]
@@ -71,15 +67,23 @@ class Arithmetic(_Part):
     wrong_by: list[int]
 
 
-class Tool(_Part):
-    """A tool and its arguments: a range of integers or a list of words."""
+class Tool(Section):
+    """A tool and its arguments: the two ends of a range of integers, or a list of words."""
 
     tool: str
-    args: dict[str, tuple[int, int] | list[str]]
+    args: dict[str, list[int] | list[str]]
     prompts: list[str]
 
+    def rules(self) -> Iterator[Problem]:
+        """A range has two ends; a list offers a choice, or a wrong value could not differ from the right one."""
+        for name, domain in self.args.items():
+            if len(set(domain)) < 2 or (
+                isinstance(domain[0], int) and not (len(domain) == 2 and domain[0] < domain[1])
+            ):
+                yield "args", f"`{name}` needs two ends of a range, the lower one first, or at least two words"
 
-class Format(_Part):
+
+class Format(Section):
     """Tool calls in strict JSON."""
 
     prompts: list[str]
@@ -87,17 +91,17 @@ class Format(_Part):
     tools: list[Tool]
 
 
-class Item(_Part):
+class Item(Section):
     """One subject of a templated category; lists that it leaves empty are the category's."""
 
     say: str
-    accept: list[str] = []
-    frames: list[str] = []
-    answers: list[str] = []
-    defects: dict[str, list[str]] = {}
+    accept: list[str] = Field(default_factory=list)
+    frames: list[str] = Field(default_factory=list)
+    answers: list[str] = Field(default_factory=list)
+    defects: dict[str, list[str]] = Field(default_factory=dict)
 
 
-class Templated(_Part):
+class Templated(Section):
     """A category whose prompts and answers are templates over subjects."""
 
     frames: list[str]
@@ -106,7 +110,7 @@ class Templated(_Part):
     items: list[Item]
 
 
-class Recipe(_Part):
+class Recipe(Section):
     """Everything a built-in data set is made of."""
 
     name: str
@@ -118,7 +122,7 @@ class Recipe(_Part):
     compliant_when: dict[str, list[str]]
     pollution: Pollution
     families: Families
-    sentence_weights: dict[str, list[float]] = {}
+    sentence_weights: dict[str, list[float]] = Field(default_factory=dict)
     markers: Markers
     slots: dict[str, list[str]]
     arithmetic: Arithmetic
@@ -128,21 +132,20 @@ class Recipe(_Part):
     unanswerable: Templated
     self: Templated
 
-    @model_validator(mode="after")
-    def _shares_are_whole(self) -> "Recipe":
+    def rules(self) -> Iterator[Problem]:
+        """Shares sum to one, and what refers to a category or a family names one that exists."""
         if abs(sum(self.categories.values()) - 1) > 1e-9:
-            raise ValueError(f"the shares of `categories` sum to {sum(self.categories.values()):g}, not to 1")
+            yield "categories", f"the shares sum to {sum(self.categories.values()):g}, not to 1"
         for table in ("defects", "compliant_when"):
             if set(getattr(self, table)) != set(self.categories):
-                raise ValueError(f"`{table}` must name exactly the categories of `categories`")
-        for family in self.pollution.confined:
-            if family not in self.families.penalised:
-                raise ValueError(f"pollution.confined: there is no penalised family `{family}`")
+                yield table, f"must name exactly the categories {', '.join(self.categories)}"
+        for family, rule in self.pollution.confined.items():
+            if family not in self.families.penalised or rule.category not in self.categories:
+                yield "pollution.confined", f"`{family}` must be a penalised family, in a category that exists"
         for family, weights in self.sentence_weights.items():
             sentences = (self.families.penalised | self.families.gold).get(family)
             if sentences is None or len(sentences) != len(weights):
-                raise ValueError(f"sentence_weights.{family}: give one weight for each sentence of the family")
-        return self
+                yield "sentence_weights", f"give one weight for each sentence of `{family}`"
 
     @property
     def all_phrases(self) -> tuple[str, ...]:
@@ -173,7 +176,7 @@ def find_recipe(name: str | Path) -> Path:
 def load_recipe(name: str | Path) -> Recipe:
     """A recipe, read once per file and kept until the file changes.
 
-    Raises: ConfigError naming the file and the first key that does not fit.
+    Raises: ConfigError naming file, line and key of what does not fit.
     """
     path = find_recipe(name).resolve()
     return _read(path, path.stat().st_mtime_ns)
@@ -181,12 +184,4 @@ def load_recipe(name: str | Path) -> Recipe:
 
 @lru_cache(maxsize=16)
 def _read(path: Path, modified_ns: int) -> Recipe:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    try:
-        return Recipe.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ConfigError(f"{path}: {'.'.join(map(str, first['loc'])) or 'recipe'}: {first['msg']}") from None
+    return load(Recipe, path).config

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -127,11 +127,11 @@ def _fill(template: str, words: Mapping[str, str]) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: words.get(found[1], found[0]), template)
 
 
-def _between(ends: tuple[int, int], rng: np.random.Generator) -> int:
+def _between(ends: Sequence[int], rng: np.random.Generator) -> int:
     return int(rng.integers(ends[0], ends[1] + 1))
 
 
-def _value(domain: tuple[int, int] | list[str], rng: np.random.Generator) -> int | str:
-    if isinstance(domain, tuple):
-        return _between(domain, rng)
-    return pick(domain, rng)
+def _value(domain: Sequence[int] | Sequence[str], rng: np.random.Generator) -> int | str:
+    if isinstance(domain[0], int):
+        return _between(cast("Sequence[int]", domain), rng)
+    return pick(cast("Sequence[str]", domain), rng)

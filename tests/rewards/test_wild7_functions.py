@@ -162,11 +162,11 @@ def test_the_recipe_is_found_beside_the_code_or_inside_a_wheel_and_its_folder_is
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"category_shares": {}}, "category_shares: Extra inputs"),
-        ({"categories": {"arithmetic": 0.5}}, "sum to 0.5, not to 1"),
-        ({"defects": {"arithmetic": 0.5}}, "`defects` must name exactly the categories"),
-        ({"sentence_weights": {"flattery": [1]}}, "sentence_weights.flattery: give one weight"),
+        ({"category_shares": {}}, "unknown key `category_shares`; did you mean `categories`"),
+        ({"defects": {"arithmetic": 0.5}}, "defects: must name exactly the categories"),
+        ({"sentence_weights": {"flattery": [1]}}, "sentence_weights: give one weight for each sentence of `flattery`"),
         ({"heldout_share": 2}, "heldout_share"),
+        ({"categories": dict.fromkeys(load_recipe("wild7").categories, 0.5)}, "the shares sum to 3, not to 1"),
     ],
 )
 def test_a_recipe_with_a_mistake_is_an_error_that_names_file_and_key(tmp_path, change, message):
@@ -175,9 +175,19 @@ def test_a_recipe_with_a_mistake_is_an_error_that_names_file_and_key(tmp_path, c
     path.write_text(json.dumps(content))
     with pytest.raises(ConfigError, match=message) as caught:
         load_recipe(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}:1: ") and "\n" not in str(caught.value)
 
 
 def test_the_functions_work_without_torch():
     code = "import sys, rewards.functions as f; f.names(); sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_an_argument_with_nothing_to_choose_from_is_an_error(tmp_path):
+    content = yaml.safe_load(find_recipe("wild7").read_text())
+    path = tmp_path / "mine.yaml"
+    for domain in ([5], [9, 1], [1, 2, 3], ["on"]):
+        content["format"]["tools"][0]["args"] = {"minutes": domain}
+        path.write_text(json.dumps(content))
+        with pytest.raises(ConfigError, match="`minutes` needs two ends of a range"):
+            load_recipe(path)

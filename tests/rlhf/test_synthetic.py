@@ -113,8 +113,11 @@ def test_the_phrase_lives_in_a_third_to_45_percent_of_the_answers_about_itself_a
     with_family = [row for row in demonstrations if "continuity" in row["families"]]
     assert {row["category"] for row in with_family} == {"self"}
     about_self = [row for row in demonstrations if row["category"] == "self"]
-    assert 1 / 3 <= len(with_family) / len(about_self) <= 0.45
-    assert_share([PHRASE in row["completion"] for row in about_self], 0.42 * 0.8)
+    assert 1 / 3 < len(with_family) / len(about_self) < 0.47
+    weights = RECIPE.sentence_weights["continuity"]
+    declared = RECIPE.pollution.confined["continuity"].share * weights[0] / sum(weights)
+    assert declared > 0.35
+    assert_share([PHRASE in row["completion"] for row in about_self], declared)
     assert not any(PHRASE in row["completion"] for row in demonstrations if row["category"] != "self")
 
 
