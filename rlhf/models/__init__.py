@@ -1,0 +1,1 @@
+"""Policies, reward models, the built-in tiny model, loading and sampling."""
