@@ -13,6 +13,7 @@ from rewards.report.record import Record
 
 SCHEMA = 1
 SAMPLES_PER_CATEGORY = 2
+MOST_SAMPLES = 24
 LONGEST_TEXT = 1500
 
 
@@ -102,34 +103,36 @@ def _convergence(
     bins: Sequence[convergence.Bin],
     changes: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    marks = [
-        {
-            "kind": "recalibration",
-            "session": row["session"],
-            "step": row["step"],
-            "label": f"{row['category']}: {_pct(row['old_pct'])} to {_pct(row['new_pct'])}",
-        }
-        for row in changes
-    ]
-    for event in recalibrations.of_kind(own, "mixture_changed"):
-        payload = event["payload"]
-        marks.append(
-            {
-                "kind": "mixture",
-                "session": recalibrations.last_session_before(event, record.steps),
-                "step": payload.get("from_step", event.get("step")),
-                "label": f"weight of {payload.get('category')} in the mixture becomes {payload.get('weight')}",
-            }
-        )
     curve = convergence.reward_curve(record.train, bins)
     known = any(row["baseline"]["value"] is not None for row in curve)
     return {
         "bins": curve,
-        "marks": sorted(marks, key=lambda mark: (mark["session"] or 0, mark["kind"], mark["label"])),
+        "marks": _marks(record, own, changes),
         "change": convergence.reward_change(record.train, bins),
         "unit": "reward" if record.online else "margin: the objective's z, baseline_reward of a pair or demonstration",
         "why": None if known else ("no session has a baseline reward" if curve else "the run has no sessions"),
     }
+
+
+def _marks(
+    record: Record, own: Sequence[Mapping[str, Any]], changes: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Changes during the run in their order; those of one kind at one place are one mark."""
+    found: dict[tuple[int, str], dict[str, Any]] = {}
+
+    def add(kind: str, session: int | None, step: int | None, label: str) -> None:
+        mark = found.setdefault((session or 0, kind), {"kind": kind, "session": session, "step": step, "labels": []})
+        mark["labels"].append(label)
+
+    for row in changes:
+        label = f"{row['category']}: {_pct(row['old_pct'])} to {_pct(row['new_pct'])}"
+        add("recalibration", row["session"], row["step"], label)
+    for event in recalibrations.of_kind(own, "mixture_changed"):
+        payload = event["payload"]
+        session = recalibrations.last_session_before(event, record.steps)
+        label = f"weight of {payload.get('category')} becomes {payload.get('weight')}"
+        add("mixture", session, payload.get("from_step", event.get("step")), label)
+    return [found[place] for place in sorted(found)]
 
 
 def _statement(record: Record) -> str | None:
@@ -157,7 +160,7 @@ def _samples(record: Record) -> list[dict[str, Any]]:
             ("middle", around),
             ("last", range(table.num_rows - 1, windows[1].start - 1, -1)),
         ):
-            for i in _few_of_each(strings(table, "category"), places):
+            for i in _few_of_each(strings(table, "category"), strings(table, "group_id"), places):
                 chosen.setdefault(i, position)
     columns = ("category", "classification", "prompt", "response", "rejected")
     texts = {name: strings(table, name) for name in columns}
@@ -171,12 +174,15 @@ def _samples(record: Record) -> list[dict[str, Any]]:
     ]
 
 
-def _few_of_each(names: Sequence[str | None], places: range) -> list[int]:
-    taken: dict[str | None, int] = {}
-    found = []
+def _few_of_each(names: Sequence[str | None], groups: Sequence[str | None], places: range) -> list[int]:
+    """The first places of every category, one of each prompt group."""
+    taken: dict[str | None, list[str | None]] = {}
+    found: list[int] = []
     for i in places[: summary.WINDOW]:
-        if taken.get(names[i], 0) < SAMPLES_PER_CATEGORY and len(found) < 24:
-            taken[names[i]] = taken.get(names[i], 0) + 1
+        mine = taken.setdefault(names[i], [])
+        repeated = groups[i] is not None and groups[i] in mine
+        if len(mine) < SAMPLES_PER_CATEGORY and not repeated and len(found) < MOST_SAMPLES:
+            mine.append(groups[i])
             found.append(i)
     return found
 
@@ -195,7 +201,7 @@ def _limits(record: Record, data: Mapping[str, Any]) -> list[str]:
     if data["recalibrations"]:
         found.append(
             "No effect of a recalibration is claimed. Prompts, policy and schedule moved together, and categories "
-            "share parameters; what would identify an effect is a fork at the event with and without it, over several seeds."
+            "share parameters. A fork at the event, with and without it over several seeds, would identify an effect."
         )
     if any(mark["kind"] == "mixture" for mark in data["convergence"]["marks"]):
         found.append(

@@ -1,0 +1,289 @@
+"""The sections of the page, each from its part of the report's data."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rewards.report.cells import (
+    Markup,
+    count,
+    end,
+    escape,
+    estimate,
+    join,
+    nothing,
+    number,
+    paragraph,
+    section,
+    span,
+    table,
+    tag,
+)
+from rewards.report.charts import Spec, figure
+
+Data = Mapping[str, Any]
+
+
+def overview(data: Data) -> Markup:
+    """First thousand sessions against the last."""
+    window = data["summary"]["window"]
+    if not window:
+        return section("overview", "First and last sessions", nothing("fewer than two sessions"))
+    behaviour, kl = data["behaviour"], data["reference"]["kl_nats"]
+    measures = [
+        ("Answers with unsolicited content, penalised families", behaviour["unsolicited_share"], "share"),
+        ("Answers with unsolicited content, never penalised", behaviour["unsolicited_gold"], "share"),
+        ("Distinct answers", behaviour["diversity"], "share"),
+        ("Two answers to one prompt differ", behaviour["within_prompt"], "share"),
+        ("Distinct words and marks", behaviour["vocabulary"], "types"),
+        ("Distinct word pairs", behaviour["distinct_2"], "share"),
+    ]
+    rows: list[Sequence[object]] = []
+    for name, pair, unit in measures:
+        if pair["first"] is None and pair["last"] is None:
+            rows.append([name, tag("span", pair["why"], class_="none"), "", ""])
+        else:
+            picture = span(pair) if unit == "share" else ""
+            rows.append([_measured(name, pair), end(pair, "first", unit), end(pair, "last", unit), picture])
+    rows.append(["KL to the reference, nats a session", estimate(kl["first"]), estimate(kl["last"]), ""])
+    width = count(window)
+    note = paragraph(
+        f"Task part: {behaviour['task_part']}. Richness is what a sample of fixed size is expected to hold, so that "
+        "longer or more answers do not look richer. Intervals are 95 %; n counts sessions (prompts for two answers to "
+        "one prompt)."
+    )
+    head = ["", f"first {width}", f"last {width}", "0 to 100 %: first hollow, last filled"]
+    return section("overview", "First and last sessions", table(f"First and last {width} sessions", head, rows), note)
+
+
+def _measured(name: str, pair: Data) -> Markup:
+    drawn = f"{count(pair['sample'])} {pair['drawn']}" if pair.get("sample") else None
+    return join([name, tag("span", f"in {drawn}", class_="ci") if drawn else ""])
+
+
+def stages(data: Data) -> Markup:
+    """Held-out outcomes before and after each stage."""
+    columns = [
+        (stage["stage"], found) for stage in data["stages"] for found in stage["evaluations"] if found.get("metrics")
+    ]
+    title = "Outcomes by stage, on held-out prompts"
+    if not columns:
+        return section("stages", title, nothing("no evaluation before or after a stage"))
+    head = ["", *(f"{found['when']} {stage}" for stage, found in columns)]
+    parts: list[object] = []
+    for suite in dict.fromkeys(found["suite"] for _, found in columns):
+        mine = [found if found["suite"] == suite else {} for _, found in columns]
+        names = list(dict.fromkeys(name for found in mine for name in found.get("metrics") or {}))
+        rows: list[Sequence[object]] = [
+            [name, *(_metric((found.get("metrics") or {}).get(name)) for found in mine)] for name in names
+        ]
+        slices = list(dict.fromkeys(name for found in mine for name in found.get("by_category") or {}))
+        for name in slices:
+            inside = [(found.get("by_category") or {}).get(name) or {} for found in mine]
+            for metric in dict.fromkeys(key for found in inside for key in found):
+                rows.append([f"{name}: {metric}", *(_metric(found.get(metric)) for found in inside)])
+        parts.append(table(f"Suite {suite}", head, rows))
+    return section("stages", title, *parts)
+
+
+def _metric(found: Data | None) -> Markup:
+    if not found:
+        return escape(None)
+    return estimate(found)
+
+
+def convergence(data: Data, specs: Mapping[str, Spec]) -> Markup:
+    """Reward over the run, its spread, and what its change is made of."""
+    found, change = data["convergence"], data["convergence"]["change"]
+    if found["why"]:
+        return section("convergence", "Convergence", nothing(found["why"]))
+    parts: list[object] = [
+        figure(
+            "reward", specs.get("reward"), f"Mean {found['unit']} by bin of whole steps, baseline with 95 % interval"
+        ),
+        figure("spread", specs.get("spread"), "Spread of the baseline inside each bin"),
+    ]
+    if "reward" not in specs:
+        parts.append(nothing("a curve needs two bins of at least 32 sessions each"))
+        parts.append(paragraph("Mean baseline of the run's one bin: ", estimate(found["bins"][0]["baseline"])))
+    if change.get("why"):
+        parts.append(nothing(change["why"]))
+    else:
+        rows: list[Sequence[object]] = [
+            ["Change of the adjusted mean", estimate(change["adjusted"])],
+            ["made by the policy and its prompts: baseline", estimate(change["baseline"])],
+            [_under("inside the categories: policy"), number(change["policy"])],
+            [_under("by a changed mixture of categories"), number(change["mixture"])],
+            ["made by the schedule: adjusted minus baseline", estimate(change["schedule"])],
+        ]
+        caption = f"From the first bin (n {count(change['first_n'])}) to the last (n {count(change['last_n'])})"
+        parts.append(table(caption, ["", "difference of means"], rows))
+    return section("convergence", "Convergence", *parts)
+
+
+def _under(text: str) -> Markup:
+    return tag("div", text, class_="sub")
+
+
+def recalibrations(data: Data, specs: Mapping[str, Spec]) -> Markup:
+    """Every change of the schedule, what was withheld, the watched phrases and the leverage."""
+    parts: list[object] = []
+    if data["recalibrations"]:
+        head = ["", "after session", "step", "category", "component", "differential", "evidence", "approval"]
+        rows = [[f"R{place}", *_change(row)] for place, row in enumerate(data["recalibrations"], start=1)]
+        parts.append(table("Recalibrations", head, rows, numeric=False))
+        said = [
+            tag("li", join([tag("strong", f"R{place}. "), row["statement"]]))
+            for place, row in enumerate(data["recalibrations"], start=1)
+        ]
+        parts.append(tag("ul", join(said), class_="statements"))
+    else:
+        parts.append(nothing("the schedule was not changed in this run"))
+    if data["withheld"]:
+        shown = data["withheld"][:20]
+        held = [[*_change(row)[:4], *_change(row)[5:6], row["withheld_because"] or "no reason given"] for row in shown]
+        caption = f"Triggers that reached their count and were withheld: {count(len(data['withheld']))}"
+        if len(shown) < len(data["withheld"]):
+            caption += f", the first {count(len(shown))} shown"
+        head = ["after session", "step", "category", "component", "evidence", "withheld because"]
+        parts.append(table(caption, head, held, numeric=False))
+    for place, phrase in enumerate(data["phrases"]):
+        caption = f"Share of {phrase['category']} sessions that hold the phrase “{phrase['phrase']}”, 95 % interval"
+        parts.append(figure(f"phrase-{place}", specs.get(f"phrase-{place}"), caption))
+        if phrase["why"]:
+            parts.append(nothing(phrase["why"]))
+    parts.append(_leverage(data["leverage"], specs))
+    return section("recalibrations", "Recalibrations", *parts)
+
+
+def _change(row: Data) -> list[object]:
+    trigger, evidence = row["trigger"] or {}, row["evidence"] or {}
+    hits, n = evidence.get("hits", trigger.get("hits")), evidence.get("n", trigger.get("n"))
+    said = f"{hits} of {n} sessions held “{trigger['phrase']}”" if trigger.get("phrase") else (row["reason"] or None)
+    before = evidence.get("rate_before")
+    if before is not None:
+        window = evidence.get("window_before")
+        earlier = (
+            f"; {number(before, 'share')} of the {window} before" if window else f"; {number(before, 'share')} before"
+        )
+        said = f"{said or 'no reason given'}{earlier}"
+    gap = f"{_pct(row['old_pct'])} to {_pct(row['new_pct'])}"
+    component = row["component"] or "whole reward"
+    change = tag("span", gap, class_="nowrap")
+    return [count(row["session"]), count(row["step"]), row["category"], component, change, said, row["approval"]]
+
+
+def _pct(value: Any) -> str:
+    return "unknown" if value is None else f"{value:g} %"
+
+
+def _leverage(found: Data, specs: Mapping[str, Spec]) -> Markup:
+    title = tag("h3", "Leverage")
+    if found["why"]:
+        return join([title, nothing(found["why"])])
+    parts: list[object] = [title]
+    rows = []
+    for row in found["around"]:
+        for name in ("leverage", "spill", "relative"):
+            ends = [
+                f"{number(row[side][name]['median'])} (n {row[side][name]['n']} of {row[side]['of']})"
+                for side in ("before", "after")
+            ]
+            rows.append([f"{row['category']}, step {row['step']}: {name}", *ends])
+    if rows:
+        parts.append(table("Medians over the ten steps before and after", ["", "before", "after"], rows))
+    else:
+        parts.append(nothing("no recalibration of a category whose leverage was recorded"))
+    for name, spec in specs.items():
+        if name.startswith("leverage-"):
+            caption = f"Leverage of the schedule by step, {name.removeprefix('leverage-')}; bands may leave the frame"
+            parts.append(figure(name, spec, caption))
+    parts.append(
+        paragraph(
+            "Leverage compares how strongly compliance moves the advantage with and without the schedule, over the "
+            "same sessions; 1 is no reach. Steps without mixed groups have none and are not counted."
+        )
+    )
+    return join(parts)
+
+
+def behaviour(data: Data, specs: Mapping[str, Spec]) -> Markup:
+    """Unsolicited content over the run, and richness by category."""
+    found = data["behaviour"]
+    parts: list[object] = []
+    if "unsolicited" in specs:
+        parts.append(figure("unsolicited", specs["unsolicited"], "Answers with unsolicited content, 95 % interval"))
+    for name in ("unsolicited_share", "unsolicited_gold", "vocabulary"):
+        if found[name].get("first") is None:
+            parts.append(nothing(f"{name.replace('_', ' ')}: {found[name]['why']}"))
+    rows: list[Sequence[object]] = []
+    names = (("distinct answers", "diversity", "share"), ("two answers differ", "within_prompt", "share"))
+    measures = (*names, ("distinct words", "vocabulary", "types"))
+    for category, found_here in (found.get("by_category") or {}).items():
+        cells = [end(found_here[name], side, unit) for _, name, unit in measures for side in ("first", "last")]
+        drawn = [found_here[name]["sample"] for name in ("diversity", "vocabulary")]
+        note = tag("span", f"{count(drawn[0])} answers, {count(drawn[1])} words drawn", class_="ci")
+        rows.append([join([category, note]), *cells])
+    if rows:
+        head = ["category", *(f"{title}, {side}" for title, _, _ in measures for side in ("first", "last"))]
+        parts.append(table("Richness by category, first and last sessions", head, rows))
+    return section("behaviour", "Behaviour", *parts)
+
+
+def categories(data: Data) -> Markup:
+    """Reward, compliance and classification by category."""
+    rows: list[Sequence[object]] = []
+    labelled: list[Sequence[object]] = []
+    for row in data["categories"]:
+        if "first" not in row:
+            continue
+        name, ends = row["category"] or "no category", (row["first"], row["last"])
+        rewards = [estimate(found["baseline"]) for found in ends]
+        rows.append([name, *rewards, *(estimate(found["compliant"], "share") for found in ends)])
+        labels = [{c["classification"]: c for c in found["classifications"]} for found in ends]
+        for label in sorted(set(labels[0]) | set(labels[1])):
+            labelled.append([f"{name}: {label}", *_classified([found.get(label) for found in labels])])
+    if not rows:
+        return section("categories", "Reward by category", nothing("fewer than two sessions"))
+    head = ["category", "reward, first", "reward, last", "compliant, first", "compliant, last"]
+    width = count(data["summary"]["window"])
+    parts: list[object] = [table(f"Baseline reward and compliance, first and last {width} sessions", head, rows)]
+    if labelled:
+        head = ["category: classification", "share, first", "share, last", "reward, first", "reward, last"]
+        parts.append(table(f"Classifications, first and last {width} sessions", head, labelled))
+    else:
+        parts.append(nothing("no session is classified"))
+    return section("categories", "Reward by category", *parts)
+
+
+def _classified(ends: Sequence[Data | None]) -> list[Markup]:
+    shares = [estimate(found["share"], "share") if found else escape("none seen") for found in ends]
+    return [*shares, *(estimate(found["baseline"]) if found else escape(None) for found in ends)]
+
+
+def divergence(data: Data, specs: Mapping[str, Spec]) -> Markup:
+    """KL against reward, and what the reference was."""
+    parts: list[object] = []
+    if data["kl"]["why"]:
+        parts.append(nothing(data["kl"]["why"]))
+    parts.append(figure("kl-reward", specs.get("kl-reward"), "Reward against KL to the reference, one point a bin"))
+    parts.append(figure("kl", specs.get("kl"), "KL to the reference over the run, 95 % interval"))
+    found = data["reference"]
+    if found["why"]:
+        parts.append(nothing(found["why"]))
+    else:
+        rows = [[tag("code", row["reference_id"]), count(row["sessions"])] for row in found["ids"]]
+        parts.append(table("Reference", ["identity", "sessions"], rows))
+    if found["pivots"]:
+        rows = [
+            [
+                row["category"],
+                row["component"] or "whole reward",
+                number(row["value"]),
+                number(row["standard_error"]),
+                count(row["n"]),
+            ]
+            for row in found["pivots"]
+        ]
+        head = ["category", "component", "pivot", "standard error", "n"]
+        parts.append(table("Pivots: the reward that a differential leaves in place", head, rows))
+    return section("divergence", "KL and reference", *parts)
