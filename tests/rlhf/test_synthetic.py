@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from rewards.errors import ConfigError
-from rewards.functions.recipes import load_recipe
+from rewards.functions.recipes import find_recipe, load_recipe
 from rewards.functions.sentences import count_phrases
 from rewards.functions.unsolicited import phrases, task_part, unsolicited
 from rewards.functions.wild7 import wild7_classifier, wild7_task
@@ -220,3 +220,11 @@ def test_what_cannot_be_generated_is_an_error_that_says_what_to_do():
         generate("wild7", "train", 5, 0)
     with pytest.raises(ConfigError, match="n must be at least 1"):
         generate("wild7", "prompts", 0, 0)
+
+
+def test_the_figures_of_the_card_are_what_its_command_prints(capsys):
+    card = find_recipe("wild7").with_name("card.md").read_text(encoding="utf-8")
+    command = card.split("```python\n")[1].split("```")[0]
+    figures = card.split("```text\n")[1].split("```")[0]
+    exec(compile(command, "card.md", "exec"), {})
+    assert capsys.readouterr().out == figures
