@@ -73,14 +73,9 @@ class Composer:
 
         Raises: ConfigError naming the entry.
         """
-        entries = section.reward_funcs
-        weights = section.reward_weights
-        if weights is not None and len(weights) != len(entries):
-            raise ConfigError(
-                f"reward.reward_weights has {len(weights)} numbers for {len(entries)} entries of reward.reward_funcs"
-            )
-        parts = [scorer(entry, None if weights is None else weights[i], special) for i, entry in enumerate(entries)]
-        return cls(parts, section.on_error)
+        weights: Sequence[float | None] = section.reward_weights or [None] * len(section.reward_funcs)
+        pairs = zip(section.reward_funcs, weights, strict=True)
+        return cls([scorer(entry, weight, special) for entry, weight in pairs], section.on_error)
 
     def score(
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Sequence[Any]]

@@ -17,7 +17,7 @@ from rewards.pivots import Key, Pivot, check_component, describe, midpoint
 from rewards.scorers import Scorer
 
 if TYPE_CHECKING:
-    from rewards.config import GainSection, RewardSection
+    from rewards.reward_sections import DemonstrationGainSection, RewardSection
 
 Place = Literal["reward", "advantage", "loss"]
 Op = Literal["add", "widen", "set"]
@@ -102,17 +102,13 @@ class Schedule:
     def from_config(cls, section: "RewardSection", scorers: Sequence[Scorer]) -> "Schedule":
         """The schedule at the start of an online run, with a pivot for every differential that is set or may be.
 
-        Raises: ConfigError naming the entry: two differentials for one key, an unknown component, one that is not
-        optimised, a midpoint without a declared scale, a pivot or a component where the place has none.
+        Raises: ConfigError naming the entry: an unknown component, one that is not optimised, a midpoint without a
+        declared scale. (What can be said without the functions, the section itself has checked.)
         """
         entries: dict[Key, float] = {}
         rules: dict[Key, Any] = {}
         for rule in section.differentials:
             key = (rule.category, rule.component)
-            if key in entries:
-                raise ConfigError(f"reward.differentials names {describe(key)} twice")
-            if rule.pivot is not None and section.place != "reward":
-                raise ConfigError(f"reward.differentials: {describe(key)} has a pivot, but place `advantage` uses none")
             entries[key], rules[key] = rule.differential, rule.pivot
         for trigger in section.triggers:
             key = (trigger.category, trigger.component)
@@ -132,19 +128,9 @@ class Schedule:
         return cls(entries, pivots, section.place, 0, tuple(awaiting))
 
     @classmethod
-    def from_gains(cls, section: "GainSection") -> "Schedule":
-        """The schedule of an offline pipeline, which has gains only. Raises: ConfigError naming the entry."""
-        entries: dict[Key, float] = {}
-        for rule in section.differentials:
-            key = (rule.category, rule.component)
-            if key in entries:
-                raise ConfigError(f"reward.differentials names {describe(key)} twice")
-            if rule.pivot is not None:
-                raise ConfigError(
-                    f"reward.differentials: {describe(key)} has a pivot, which offline pipelines do not use"
-                )
-            entries[key] = rule.differential
-        return cls(entries, {}, "loss")
+    def from_gains(cls, section: "DemonstrationGainSection") -> "Schedule":
+        """The schedule of an offline pipeline, which has gains only."""
+        return cls({(rule.category, None): rule.differential for rule in section.differentials}, {}, "loss")
 
     def gain(self, category: str | None) -> float:
         """1 + d_c, by which the normalised advantage or the loss of a session is multiplied; 1 at place `reward`."""

@@ -99,14 +99,13 @@ def check_cancellation(section: "RewardSection", scale_rewards: Literal["group",
     """
     if section.place != "reward" or scale_rewards != "group":
         return
-    optimised = [entry for entry in section.reward_funcs if isinstance(entry, str) or entry.role == "optimised"]
-    named: list[tuple[str, Key]] = [("differentials", (r.category, r.component)) for r in section.differentials]
-    named += [("triggers", (trigger.category, trigger.component)) for trigger in section.triggers]
-    for where, key in named:
-        if key[1] is None or len(optimised) == 1:
+    alone = len(section.optimised()) == 1
+    for where, rule in section.scheduled():
+        key = (rule.category, rule.component)
+        if key[1] is None or alone:
             why = "acts on the whole reward" if key[1] is None else "acts on the only optimised component"
             raise ConfigError(
-                f"reward.{where}: {describe(key)} {why}, and `scale_rewards: group` divides it out again; use "
+                f"reward.{where}: {describe(key)}: it {why}, and `scale_rewards: group` divides it out again; use "
                 f"`reward.place: advantage`, or a component among several, or `scale_rewards: batch` or `none`"
             )
 

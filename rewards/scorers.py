@@ -5,14 +5,13 @@ import functools
 import hashlib
 import inspect
 import json
-import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from rewards.errors import ConfigError
 from rewards.functions import Function, resolve
+from rewards.reward_sections import component_name
 
 if TYPE_CHECKING:
     from rewards.config import RewardFunction
@@ -59,28 +58,16 @@ def scorer(
 ) -> Scorer:
     """The scorer that an entry of `reward_funcs` describes; `weight` is its entry of `reward_weights`, if there is one.
 
-    Raises: ConfigError naming the function and what is wrong with its entry.
+    Raises: ConfigError naming a function that cannot be found, or a kwarg that it does not have.
     """
     fn = entry if isinstance(entry, str) else entry.fn
     function = resolve(fn, special)
-    # A trainer's own prefix (`model:FOLDER`) says where, not what: the function it gave knows its name.
-    special_name = getattr(function, "__name__", type(function).__name__)
-    own = special_name if fn.partition(":")[0] in (special or {}) else re.split("[:.]", fn)[-1]
-    name, own_weight, scale, clip = own, 1.0, None, None
+    name = component_name(entry) or str(getattr(function, "__name__", type(function).__name__))
+    own_weight, scale, clip = 1.0, None, None
     role: Role = "optimised"
     kwargs: dict[str, Any] = {}
     if not isinstance(entry, str):
-        name, own_weight, role = entry.name or own, entry.weight, entry.role
-        scale, clip, kwargs = entry.scale, entry.clip, dict(entry.kwargs)
-    if weight is not None and own_weight not in (1.0, weight):
-        raise ConfigError(f"reward function `{name}` has two weights: {own_weight:g}, and {weight:g} in reward_weights")
-    weight = own_weight if weight is None else weight
-    if not math.isfinite(weight):
-        raise ConfigError(f"reward function `{name}`: weight {weight} is not a finite number")
-    _check_range(name, "scale", scale)
-    _check_range(name, "clip", clip)
-    if scale is not None and clip is not None and not scale[0] <= clip[0] <= clip[1] <= scale[1]:
-        raise ConfigError(f"reward function `{name}`: clip {list(clip)} reaches outside scale {list(scale)}")
+        own_weight, role, scale, clip, kwargs = entry.weight, entry.role, entry.scale, entry.clip, dict(entry.kwargs)
     _check_kwargs(name, function, kwargs)
     offered = getattr(function, "phrases", None)
     phrases = None if offered is None else list(offered(**kwargs))
@@ -89,7 +76,7 @@ def scorer(
         fn=fn,
         call=_bind(function, kwargs),
         kwargs=kwargs,
-        weight=float(weight),
+        weight=own_weight if weight is None else weight,
         role=role,
         scale=scale,
         clip=clip,
@@ -104,11 +91,6 @@ def _bind(function: Function, kwargs: Mapping[str, Any]) -> Function:
     bound = functools.partial(function, **kwargs)
     bound.__name__ = getattr(function, "__name__", type(function).__name__)  # type: ignore[attr-defined]
     return bound
-
-
-def _check_range(name: str, key: str, pair: tuple[float, float] | None) -> None:
-    if pair is not None and not (math.isfinite(pair[0]) and math.isfinite(pair[1]) and pair[0] < pair[1]):
-        raise ConfigError(f"reward function `{name}`: {key} {list(pair)} must be two finite numbers, the lower first")
 
 
 def _check_kwargs(name: str, function: Function, kwargs: Mapping[str, Any]) -> None:
