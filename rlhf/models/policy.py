@@ -1,4 +1,4 @@
-"""The trained model as the stages see it: token batches in, log-probabilities out, over any causal LM of transformers."""
+"""The trained model as the stages see it: token batches in, log-probabilities out, over any causal LM."""
 
 from __future__ import annotations
 
@@ -210,30 +210,6 @@ class Policy(nn.Module):
             if ".lora_" not in name
         }
         self._core().save_pretrained(folder, state_dict=state)
-
-
-def _of_counted(logits_XV: Tensor, tokens: TokenBatch, need: frozenset[str], temperature: float) -> PolicyOutput:
-    mask_BT = tokens.mask_BT
-    logps_BT = entropy_BT = None
-    if "logps" in need:
-        logps_BT = scatter(gather_logprobs(logits_XV, tokens.ids_BT[mask_BT], temperature), mask_BT)
-    if "entropy" in need:
-        # `entropy` takes aligned rows, in which position 0 predicts nothing: one is put before the counted ones.
-        row_XV = torch.cat([logits_XV[:1], logits_XV])
-        entropy_BT = scatter(entropy(row_XV[None], temperature)[0, 1:], mask_BT)
-    return PolicyOutput(logps_BT=logps_BT, entropy_BT=entropy_BT)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in eval mode; afterwards each of its parts is in the mode it was in."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 def _of_counted(logits_XV: Tensor, tokens: TokenBatch, need: frozenset[str], temperature: float) -> PolicyOutput:

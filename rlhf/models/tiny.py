@@ -41,8 +41,8 @@ CHAT_TEMPLATE = """\
 def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Byte-level BPE in which every digit is a piece of its own, with turn tokens and a chat template.
 
-    Any text can be encoded: the 256 bytes are always pieces. The same texts give the same tokenizer. `vocab_size` counts
-    the special tokens; texts with too few different words give fewer pieces.
+    Any text can be encoded: the 256 bytes are always pieces. The same texts give the same tokenizer. `vocab_size`
+    counts the special tokens; texts with too few different words give fewer pieces.
 
     Raises: ConfigError when there is no text or no room for the bytes.
     """
@@ -70,7 +70,7 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         tokenizer_object=core,
         pad_token=PAD,
         eos_token=EOS,
-        additional_special_tokens=list(TURNS),
+        extra_special_tokens=list(TURNS),
         model_max_length=CONTEXT_LENGTH,
         padding_side="right",
         clean_up_tokenization_spaces=False,
