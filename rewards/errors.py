@@ -1,5 +1,7 @@
 """Errors that are meant for people: one line that names the file, row, key or session and says what to do."""
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Bad usage or bad input: the command prints the line and exits with 2."""
@@ -26,6 +28,10 @@ class CheckFailed(UserError):
 
 
 class RunStopped(UserError):
-    """A run that stopped itself; what led to it is in the ledger. Exit 3."""
+    """A run that stopped itself; what led to it is in the ledger. `rows` names the rows concerned. Exit 3."""
 
     exit_code = 3
+
+    def __init__(self, message: str, rows: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(rows)

@@ -83,7 +83,7 @@ class RolloutBatch:
 
     Shapes: tokens B rows (mask_BT True on completion tokens); advantages_B; ref_logps_BT and old_logps_BT float or
     None: log-probabilities of the same tokens under the reference, and under the policy that sampled them (None while
-    the two are the same forward pass). index: each row's place in the step's gathered list of sessions.
+    the two are the same forward pass). index: each row's place in this rank's list of sessions of the step.
     """
 
     tokens: TokenBatch

@@ -56,9 +56,6 @@ class Work(Protocol):
     def evaluate(self, step: int) -> dict[str, float]:
         """Held-out metrics."""
 
-    def abandon(self, step: int, reason: str, rows: list[str]) -> None:
-        """Called before a stop: records what was scored and why the run stops."""
-
 
 @dataclass
 class StepStats:
@@ -141,7 +138,7 @@ def train(
 ) -> int:
     """Trains from `start_step` to the end of the plan; returns the last step.
 
-    Raises: RunStopped on a non-finite loss or gradient norm on any rank, with the rows of the batch on record.
+    Raises: RunStopped, with the rows of the batch, on a non-finite loss or gradient norm on any rank.
     """
     stopping = stopping if stopping is not None else EarlyStopping()
     step = start_step
@@ -202,9 +199,8 @@ def optimizer_step(
     loss = math.fsum(coefficients[name] * value for name, value in terms.items() if name in coefficients)
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         rows = work.rows(batches)
-        reason = f"step {step}: loss {loss}, gradient norm {grad_norm}: not finite"
-        work.abandon(step, reason, rows)
-        raise RunStopped(f"{reason}; rows {', '.join(rows[:8])}{' ...' if len(rows) > 8 else ''}")
+        shown = f"{', '.join(rows[:8])}{' ...' if len(rows) > 8 else ''}"
+        raise RunStopped(f"step {step}: loss {loss}, gradient norm {grad_norm}: not finite; rows {shown}", rows)
     learning_rate = optimizer.param_groups[0]["lr"]
     optimizer.step()
     scheduler.step()

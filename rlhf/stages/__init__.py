@@ -1,0 +1,1 @@
+"""One thin file per pipeline: builds the pieces, defines the step, calls the loop."""

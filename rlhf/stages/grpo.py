@@ -1,0 +1,355 @@
+"""Online RL with group-relative advantages: a session is a completion, its baseline reward b, its adjusted reward a."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rewards.errors import ConfigError
+from rlhf.batch import RolloutBatch, TokenBatch, to_device
+from rlhf.config import GRPOConfig
+from rlhf.config.kl import KLSettings, refuse, resolve
+from rlhf.data import tokenise
+from rlhf.objectives.policy_gradient import OBJECTIVES, denominator, token_weights
+from rlhf.ops.masked import masked_fill, sequence_mean, sequence_sum
+from rlhf.reference.divergence import kl_penalty, log_ratio_to_reference, reward_penalty
+from rlhf.reference.policy import Reference
+from rlhf.stages.constraint import open_reference, tokenizer_digest
+from rlhf.stages.offline import step_stats
+from rlhf.stages.rollout import Rollout, Sampler, token_batch
+from rlhf.stages.run import Run
+from rlhf.stages.sampled import SampledEvaluation
+from rlhf.train.loop import StepStats, Sum
+from rlhf.train.metrics import Tally, tally
+
+
+class GRPO:
+    """Samples groups of completions, scores them, and takes `num_iterations` optimizer steps on each set."""
+
+    def __init__(self, run: Run) -> None:
+        config: GRPOConfig = run.config  # type: ignore[assignment]
+        self.run, self.config = run, config
+        self.module = run.policy
+        # Dropout would make the policy that is trained another one than the policy that sampled.
+        self.module.disable_dropout()
+        samples, report = tokenise.prepare_prompts(run.inputs.train, run.tokenizer, max_prompt_length=self._prompt_limit())
+        run.say(report.lines())
+        self._check_batch()
+        self.sampler = Sampler(run, self.module, samples)
+        self.beta = config.reference.beta
+        kl = config.reference.kl
+        self.kl: KLSettings = resolve(
+            kl.preset, estimator=kl.estimator, place=kl.place, level=kl.level, ratio=kl.ratio
+        )
+        if self.beta > 0:
+            run.say(refuse(self.kl, scale_rewards=config.train.scale_rewards, num_iterations=config.train.num_iterations))
+            run.say([f"beta = {self.beta:g} {self.kl.beta_unit}"])
+        self.reference: Reference | None = None
+        if self.beta > 0 or config.reference.source not in (None, "none"):
+            self.reference = open_reference(run, config.reference, self.module)
+        self.sampled = SampledEvaluation(run, self.module)
+        self.rollout: Rollout | None = None
+        self.current: list[RolloutBatch] = []
+        self.measured: dict[int, dict[str, float]] = {}
+        self.step_now = 0
+        rollouts = self._rollouts(len(samples))
+        self.total_steps = rollouts * config.train.num_iterations
+        self.steps_per_epoch = max(1, len(samples) // self.sampler.groups) * config.train.num_iterations
+
+    def _prompt_limit(self) -> int | None:
+        limit = self.config.train.max_length
+        return None if limit is None else limit - self.config.train.max_completion_length
+
+    def _check_batch(self) -> None:
+        train, world = self.config.train, self.run.accelerator.num_processes
+        if self.run.global_batch % train.num_generations:
+            raise ConfigError(
+                f"a step has {self.run.global_batch} completions (per_device_train_batch_size x "
+                f"gradient_accumulation_steps x ranks), which num_generations {train.num_generations} does not divide"
+            )
+        if self.run.global_batch // train.num_generations < world:
+            raise ConfigError(f"a step has fewer groups of {train.num_generations} than ranks ({world}); enlarge the batch")
+
+    def _rollouts(self, prompts: int) -> int:
+        train = self.config.train
+        if train.max_sessions is not None:
+            count = math.ceil(train.max_sessions / self.run.global_batch)
+            if len(self.sampler.group_sizes(count - 1)) < self.run.accelerator.num_processes:
+                raise ConfigError("train.max_sessions leaves the last step with fewer groups than ranks")
+            return count
+        if train.max_steps > 0:
+            return math.ceil(train.max_steps / train.num_iterations)
+        return max(1, math.ceil(train.num_train_epochs * prompts / self.sampler.groups))
+
+    # --- the loop's contract -------------------------------------------------------------------------------------
+
+    def batches(self, step: int) -> list[RolloutBatch]:
+        """This rank's micro-batches; sampled anew every num_iterations steps."""
+        self.step_now = step
+        inner = (step - 1) % self.config.train.num_iterations
+        if inner == 0:
+            self.rollout, self.current, self.measured = None, [], {}
+            self._roll_out(step, (step - 1) // self.config.train.num_iterations)
+        return self.current
+
+    def _roll_out(self, step: int, rollout: int) -> None:
+        answers, groups = self.sampler.sample(step, rollout)
+        size = self.config.train.per_device_train_batch_size
+        drop = self.config.train.mask_truncated_completions
+        chunks = [range(j, min(j + size, len(answers))) for j in range(0, len(answers), size)]
+        tokens = [token_batch(self.run, [answers[i] for i in chunk], drop) for chunk in chunks]
+        references = [self._no_grad_reference(batch) for batch in tokens]
+        needs_old = self.config.train.num_iterations > 1 or (self.beta > 0 and self.kl.place == "reward")
+        olds = [self._no_grad_logps(batch) if needs_old else None for batch in tokens]
+        penalty = self._penalties(tokens, olds, references, len(answers))
+        self.rollout = self.sampler.score(step, answers, groups, penalty)
+        advantage = torch.from_numpy(self.rollout.signal.advantage)
+        for chunk, batch, ref, old in zip(chunks, tokens, references, olds, strict=True):
+            places = [self.rollout.index[i] for i in chunk]
+            # A session without a reward has no advantage and takes no part.
+            keep = [k for k, place in enumerate(places) if not torch.isnan(advantage[place])]
+            if keep:
+                taken = self.config.train.num_iterations > 1
+                self.current.append(
+                    RolloutBatch(
+                        tokens=TokenBatch(
+                            batch.ids_BT[keep], batch.attention_BT[keep], batch.mask_BT[keep], tuple(batch.rows[k] for k in keep)
+                        ),
+                        advantages_B=advantage[[places[k] for k in keep]],
+                        ref_logps_BT=None if ref is None else ref[keep],
+                        old_logps_BT=old[keep] if taken and old is not None else None,
+                        index=tuple(chunk[k] for k in keep),
+                    )
+                )
+
+    def _no_grad_logps(self, tokens: TokenBatch) -> Tensor:
+        with torch.no_grad():
+            output = self.module(
+                to_device(tokens, self.run.accelerator.device), temperature=self.config.train.temperature
+            )
+        return output.logps_BT.cpu()
+
+    def _no_grad_reference(self, tokens: TokenBatch) -> Tensor | None:
+        if self.reference is None:
+            return None
+        return self.reference.logps(
+            to_device(tokens, self.run.accelerator.device), temperature=self.config.train.temperature
+        ).cpu()
+
+    def _penalties(
+        self, tokens: list[TokenBatch], olds: list[Tensor | None], references: list[Tensor | None], count: int
+    ) -> list[float]:
+        if not (self.beta > 0 and self.kl.place == "reward"):
+            return [0.0] * count
+        found: list[float] = []
+        for batch, old, ref in zip(tokens, olds, references, strict=True):
+            assert old is not None and ref is not None
+            penalty = reward_penalty(self.kl, old, ref, batch.mask_BT)
+            per_row_B = penalty if self.kl.level == "sequence" else sequence_sum(penalty, batch.mask_BT)
+            found += (self.beta * per_row_B.double()).tolist()
+        return found
+
+    def prepare(self, batches: list[RolloutBatch]) -> None:
+        """Nothing couples the batch: advantages are known already."""
+
+    def weights(self, batch: RolloutBatch) -> dict[str, float]:
+        """Denominator shares of the surrogate and of the KL penalty."""
+        train, mask_BT = self.config.train, batch.tokens.mask_BT
+        share = denominator(train.loss_type, mask_BT, train.max_completion_length)
+        parts = {"policy": share}
+        if self._kl_in_loss:
+            parts["kl"] = share if self.kl.level == "token" else float(batch.tokens.size)
+        return parts
+
+    @property
+    def _kl_in_loss(self) -> bool:
+        return self.beta > 0 and self.kl.place == "loss"
+
+    def step(
+        self, model: torch.nn.Module, batch: RolloutBatch, context: None
+    ) -> tuple[dict[str, Sum], dict[str, Tally]]:
+        """Clipped surrogate and KL penalty."""
+        train, tokens = self.config.train, batch.tokens
+        full = self._kl_in_loss and self.kl.estimator == "full"
+        need = frozenset({"logps", "entropy", "logits"} if full else {"logps", "entropy"})
+        output = model(tokens, need=need, temperature=train.temperature)
+        mask_BT = tokens.mask_BT
+        surrogate = OBJECTIVES[train.loss_type](
+            output.logps_BT,
+            batch.advantages_B,
+            mask_BT,
+            batch.old_logps_BT,
+            epsilon=train.epsilon,
+            epsilon_high=train.epsilon_high,
+        )
+        weights_BT = token_weights(train.loss_type, mask_BT, surrogate.loss_BT.dtype)
+        sums = {"policy": Sum((weights_BT * surrogate.loss_BT).sum())}
+        if self._kl_in_loss:
+            penalty = kl_penalty(
+                self.kl,
+                output.logps_BT,
+                batch.ref_logps_BT,
+                mask_BT,
+                batch.old_logps_BT,
+                policy_logits_BTV=output.logits_BTV / train.temperature if full else None,
+                ref_logits_BTV=self.reference.logits(tokens) / train.temperature if full else None,  # type: ignore[union-attr]
+            )
+            total = (weights_BT * penalty).sum() if self.kl.level == "token" else penalty.sum()
+            sums["kl"] = Sum(total, self.beta)
+        metrics = self._measure(batch, output)
+        if batch.old_logps_BT is not None:
+            metrics["clip_ratio/low"] = tally(surrogate.low_BT, mask_BT)
+            metrics["clip_ratio/high"] = tally(surrogate.high_BT, mask_BT)
+        return sums, metrics
+
+    def _measure(self, batch: RolloutBatch, output: Any) -> dict[str, Tally]:
+        """Figures of this forward pass, and each session's own on the pass that is on-policy."""
+        mask_BT = batch.tokens.mask_BT
+        logps_BT = output.logps_BT.detach()
+        metrics = {"entropy": tally(output.entropy_BT, mask_BT)}
+        r_BT = None
+        if batch.ref_logps_BT is not None:
+            r_BT = log_ratio_to_reference(logps_BT, batch.ref_logps_BT, mask_BT)
+            metrics["kl"] = tally(torch.expm1(r_BT) - r_BT, mask_BT)
+        if (self.step_now - 1) % self.config.train.num_iterations:
+            return metrics
+        figures: dict[str, list[float]] = {"logp_nats": sequence_sum(logps_BT, mask_BT).tolist()}
+        if bool(mask_BT.any(dim=1).all()):
+            figures["entropy_nats"] = sequence_mean(output.entropy_BT.detach(), mask_BT).tolist()
+        if r_BT is not None:
+            figures["kl_nats"] = sequence_sum(-r_BT, mask_BT).tolist()
+            figures["kl_k3_nats"] = sequence_sum(torch.expm1(r_BT) - r_BT, mask_BT).tolist()
+        if self.config.train.top_p == 1.0:
+            figures["sampler_mismatch_max_nats"] = self._mismatch(batch, masked_fill(logps_BT, mask_BT))
+        for k, place in enumerate(batch.index):
+            self.measured[place] = {name: values[k] for name, values in figures.items()}
+        return metrics
+
+    def _mismatch(self, batch: RolloutBatch, logps_BT: Tensor) -> list[float]:
+        assert self.rollout is not None
+        gaps = []
+        for row_T, keep_T, place in zip(logps_BT.cpu(), batch.tokens.mask_BT.cpu(), batch.index, strict=True):
+            sampled = torch.tensor(self.rollout.answers[place].sampler_logps, dtype=row_T.dtype)
+            own_T = row_T[keep_T]
+            gaps.append(float((own_T - sampled).abs().max()) if len(own_T) == len(sampled) else 0.0)
+        return gaps
+
+    def rows(self, batches: list[RolloutBatch]) -> list[str]:
+        """Row ids of these micro-batches."""
+        return [row for batch in batches for row in batch.tokens.rows]
+
+    # --- what is recorded ----------------------------------------------------------------------------------------
+
+    def after_step(self, stats: StepStats) -> None:
+        """Records the sessions once, after the on-policy pass, and the step's figures."""
+        inner = (stats.step - 1) % self.config.train.num_iterations
+        payload = step_stats(stats)
+        if inner == 0 and self.rollout is not None:
+            self._write_sessions(stats.step)
+            recorder = self.run.recorder
+            for entry in self.sampler.mixture.entries_at(stats.step):
+                change = {"category": entry.category, "weight": entry.weight, "from_step": entry.from_step}
+                recorder.event("mixture_changed", change, step=stats.step)
+            recorder.events(self.rollout.signal.events, step=stats.step)
+            for kind, event in self.rollout.signal.events:
+                if kind == "recalibration":
+                    self.run.say([f"step {stats.step}: {event['reason']}: {event['category']} {event['old_pct']:.1f} % -> {event['new_pct']:.1f} %"])
+            payload |= self._reward_figures()
+        self.run.recorder.event("step_stats", payload | {"beta": self.beta}, step=stats.step)
+        stats.metrics = {**{k: v for k, v in payload.items() if k in ("reward", "reward_std", "completions/mean_length")}, **stats.metrics}
+
+    def _write_sessions(self, step: int) -> None:
+        assert self.rollout is not None
+        identity = self.reference.identity[:16] if self.reference is not None else None
+        rows = [
+            {
+                **columns,
+                "policy_version": step - 1,
+                "reference_id": identity,
+                "schedule_version": str(columns["schedule_version"]),
+                **self.measured.get(i, {}),
+            }
+            for i, columns in enumerate(self.rollout.columns)
+        ]
+        self.run.recorder.rows(step, rows)
+        self.rollout.columns = []
+
+    def _reward_figures(self) -> dict[str, Any]:
+        assert self.rollout is not None
+        rows = self.rollout.signal.rows
+        adjusted = [row["adjusted_reward"] for row in rows if row["adjusted_reward"] is not None]
+        plain = [row["baseline_reward"] for row in rows if row["baseline_reward"] is not None]
+        stds = [row["norm_std"] for row in rows if row["norm_std"] is not None]
+        lengths = [len(a.ids) for a in self.rollout.answers]
+        return {
+            "reward": math.fsum(adjusted) / len(adjusted),
+            "baseline_reward": math.fsum(plain) / len(plain),
+            "reward_std": math.fsum(stds) / len(stds) if stds else None,
+            "frac_reward_zero_std": self.rollout.signal.zero_std,
+            "completions/mean_length": math.fsum(lengths) / len(lengths),
+            "leverage": self.rollout.signal.leverage,
+            "sessions": len(rows),
+        }
+
+    def abandon(self) -> None:
+        """Records the sessions of a step that did not come to its end."""
+        if self.rollout is not None and self.rollout.columns:
+            self._write_sessions(self.step_now)
+        elif self.rollout is None:
+            self.sampler.record_unjudged(self.step_now)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Schedule, triggers and trajectory; and the rollouts where a step in the middle of them was saved."""
+        state: dict[str, Any] = {"signal": self.sampler.signal.state_dict()}
+        if self.step_now % self.config.train.num_iterations:
+            state["current"] = [_pack(batch) for batch in self.current]
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` gave."""
+        self.sampler.signal.load_state_dict(state["signal"])
+        self.current = [_unpack(batch) for batch in state.get("current", [])]
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change under a resumed run."""
+        found = {"data set": self.run.inputs.digest, "tokenizer": tokenizer_digest(self.run.tokenizer)}
+        return found if self.reference is None else {**found, "reference": self.reference.identity}
+
+    def begin(self) -> None:
+        """Registers the scorers, measures the pivots on the policy as it starts, answers the held-out prompts."""
+        for payload in self.sampler.composer.registrations():
+            self.run.recorder.event("scorer_registered", payload, step=0)
+        for pivot in self.sampler.measure_pivots():
+            self.run.say([f"pivot of {pivot.category}/{pivot.component or 'reward'}: {pivot.value:.4g} (n = {pivot.n})"])
+        self.sampled.before()
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Held-out answers; each figure's mean."""
+        found = self.sampled.after(step).get("held_out_answers", {}).get("metrics", {})
+        return {f"eval_{name}": figure["value"] for name, figure in found.items()}
+
+    def finish(self, step: int) -> dict[str, Any]:
+        """Held-out answers at the end."""
+        return self.sampled.after(step)
+
+
+def _pack(batch: RolloutBatch) -> dict[str, Any]:
+    tokens = batch.tokens
+    return {
+        "ids": tokens.ids_BT,
+        "attention": tokens.attention_BT,
+        "mask": tokens.mask_BT,
+        "rows": list(tokens.rows),
+        "advantages": batch.advantages_B,
+        "reference": batch.ref_logps_BT,
+        "old": batch.old_logps_BT,
+        "index": list(batch.index),
+    }
+
+
+def _unpack(state: dict[str, Any]) -> RolloutBatch:
+    tokens = TokenBatch(state["ids"], state["attention"], state["mask"], tuple(state["rows"]))
+    return RolloutBatch(tokens, state["advantages"], state["reference"], state["old"], tuple(state["index"]))

@@ -1,0 +1,179 @@
+"""What the pipelines over a fixed data set share: the order of rows, this rank's micro-batches, records of sessions."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from rewards.differential import Schedule
+from rewards.errors import ConfigError
+from rewards.trajectory import TrajectoryIndex
+from rlhf.batch import to_device
+from rlhf.data.mixture import EpochOrder
+from rlhf.data.records import Record, plain, prompt_of
+from rlhf.models.policy import Policy
+from rlhf.stages.run import Run
+from rlhf.train.loop import StepStats
+from rlhf.train.metrics import Tally, reduce_tallies
+from rlhf.train.optim import total_steps
+
+Sample = TypeVar("Sample")
+
+
+def prompt_id(text: str) -> str:
+    """Short digest by which sessions of the same prompt are found."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+class Offline(Generic[Sample]):
+    """Training over a fixed list of samples; a stage adds collation, the step and what a session's row holds.
+
+    Each step takes the next `global_batch` rows of the epoch's order; ranks and micro-batches cut that batch in its
+    order, so that any cut sees the same rows.
+    """
+
+    module: Policy
+
+    def __init__(self, run: Run, samples: Sequence[Sample], held_out: Sequence[Sample]) -> None:
+        self.run = run
+        self.samples, self.held_out = list(samples), list(held_out)
+        self.records: dict[str, Record] = {r.row_id: r for r in (*run.inputs.train, *run.inputs.held_out)}
+        self.schedule = Schedule.from_gains(run.config.reward)
+        self.trajectory = TrajectoryIndex()
+        self._check_categories()
+        train = run.config.train
+        self.order = EpochOrder(len(self.samples), run.global_batch, train.seed)
+        self.steps_per_epoch = math.ceil(len(self.samples) / run.global_batch)
+        self.total_steps = total_steps(train, len(self.samples), run.global_batch)
+        self.pending: list[dict[str, Any]] = []
+        self.step_now = 0
+
+    def _check_categories(self) -> None:
+        present = {record.category for record in self.run.inputs.train}
+        for category, _ in self.schedule.entries:
+            if category not in present:
+                raise ConfigError(
+                    f"reward.differentials names category `{category}`, which no row has; there are "
+                    f"{', '.join(sorted(str(c) for c in present if c is not None)) or 'none'}"
+                )
+
+    def gain(self, record: Record) -> float:
+        """1 + d of the record's category."""
+        return self.schedule.gain(record.category)
+
+    def collate(self, samples: Sequence[Sample]) -> Any:
+        """Samples to a batch."""
+        raise NotImplementedError
+
+    def batches(self, step: int) -> list[Any]:
+        """This rank's micro-batches of the step."""
+        self.pending, self.step_now = [], step
+        indices = self.order.indices(step)
+        size, count = self.run.config.train.per_device_train_batch_size, self.run.rank_batch
+        start = self.run.accelerator.process_index * count
+        mine = indices[start : start + count]
+        return [self.collate([self.samples[i] for i in mine[j : j + size]]) for j in range(0, len(mine), size)]
+
+    def held_out_batches(self) -> Iterator[Any]:
+        """This rank's share of the held-out samples, in micro-batches."""
+        size = self.run.config.train.per_device_eval_batch_size
+        accelerator = self.run.accelerator
+        mine = self.held_out[accelerator.process_index :: accelerator.num_processes]
+        for j in range(0, len(mine), size):
+            yield self.collate(mine[j : j + size])
+
+    def held_out_means(self, measure: Callable[[Any], dict[str, Tally]]) -> dict[str, float]:
+        """Means of what `measure` gives over all held-out samples of all ranks."""
+        tallies: dict[str, Tally] = {}
+        restore = evaluating(self.module)
+        with torch.no_grad():
+            for batch in self.held_out_batches():
+                for name, part in measure(to_device(batch, self.run.accelerator.device)).items():
+                    tallies[name] = tallies[name] + part if name in tallies else part
+        restore()
+        return reduce_tallies(self.run.accelerator, tallies)
+
+    def prepare(self, batches: list[Any]) -> None:
+        """Nothing couples the batch."""
+
+    def rows(self, batches: list[Any]) -> list[str]:
+        """Row ids of these micro-batches."""
+        return [row for batch in batches for row in batch.tokens.rows]
+
+    def note(self, record: Record, **columns: Any) -> None:
+        """A session of this step: its row in the ledger but for what every session shares."""
+        prompt = plain(prompt_of(record))
+        row: dict[str, Any] = {
+            "pipeline": self.run.stage,
+            "split": "train",
+            "dataset_id": record.dataset_id,
+            "row_id": record.row_id,
+            "prompt_id": prompt_id(prompt),
+            "category": record.category,
+            "differential_pct": 100 * (self.gain(record) - 1),
+            "schedule_version": str(self.schedule.version),
+            "policy_version": self.step_now - 1,
+            "trajectory_index": self.trajectory.value(record.category),
+            **columns,
+        }
+        if self.run.config.ledger.record_texts == "always":
+            row["prompt"] = prompt
+            row["response"] = plain(record.chosen or record.completion or "")
+            if record.rejected is not None:
+                row["rejected"] = plain(record.rejected)
+        self.pending.append(row)
+
+    def after_step(self, stats: StepStats) -> None:
+        """Records the step's sessions and figures."""
+        self.run.recorder.rows(stats.step, self.pending)
+        self.run.recorder.event("step_stats", step_stats(stats), step=stats.step)
+
+    def abandon(self) -> None:
+        """Records the sessions of a step that did not come to its end."""
+        self.run.recorder.rows(self.step_now, self.pending)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing beyond the model: the order of rows is a function of the step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+    def identity(self) -> dict[str, Any]:
+        """What must not change under a resumed run."""
+        return {"data set": self.run.inputs.digest}
+
+    def begin(self) -> None:
+        """Nothing happens before the first step."""
+
+    def finish(self, step: int) -> dict[str, Any]:
+        """Held-out figures at the end."""
+        return self.evaluate(step) if self.held_out else {}
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Held-out metrics."""
+        raise NotImplementedError
+
+
+def step_stats(stats: StepStats) -> dict[str, Any]:
+    """Payload of the step_stats event. Units: seconds of wall time; loss in nats."""
+    return {
+        "loss": stats.loss,
+        "grad_norm": stats.grad_norm,
+        "learning_rate": stats.learning_rate,
+        "tokens": stats.tokens,
+        "seconds": stats.seconds,
+        **{f"loss/{name}": value for name, value in stats.terms.items()},
+        **stats.metrics,
+    }
+
+
+def evaluating(module: torch.nn.Module) -> Callable[[], None]:
+    """Switches to evaluation mode; the returned function switches back."""
+    training = module.training
+    module.eval()
+    return lambda: module.train(training) and None

@@ -1,0 +1,212 @@
+"""One step of online RL before the gradient: prompts, completions, rewards, schedule, advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+
+from rewards.compose import Component, Composer, RewardFault
+from rewards.functions import resolve
+from rewards.pivots import Pivot, measure_pivots
+from rewards.signal import RewardSignal, Session, StepSignal
+from rlhf.batch import TokenBatch
+from rlhf.config import GRPOConfig
+from rlhf.data import collate
+from rlhf.data.mixture import Mixture
+from rlhf.data.tokenise import PromptSample
+from rlhf.evaluation.answers import Answer, Judged, answer, judge, prompt_text, sample_seed
+from rlhf.models.policy import Policy
+from rlhf.stages.model_reward import model_rewards
+from rlhf.stages.offline import prompt_id
+from rlhf.stages.run import Run
+
+
+@dataclass
+class Rollout:
+    """The sessions of a step: this rank's answers with their place in the gathered list, and what they became."""
+
+    step: int
+    answers: list[Answer]
+    index: list[int]
+    signal: StepSignal
+    columns: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Sampler:
+    """Samples and scores; its state (schedule, triggers, trajectory) lives in `signal`."""
+
+    def __init__(self, run: Run, policy: Policy, samples: list[PromptSample]) -> None:
+        self.run, self.policy, self.samples = run, policy, samples
+        config: GRPOConfig = run.config  # type: ignore[assignment]
+        self.train, self.section = config.train, config.reward
+        self.composer = Composer.from_config(self.section, model_rewards(run))
+        self.classifier: Callable[..., Any] | None = None
+        if self.section.classifier is not None:
+            self.classifier = resolve(self.section.classifier)
+        self.mixture = Mixture([s.record.category for s in samples], config.data.mixture, config.train.seed)
+        self.signal = RewardSignal(
+            self.section, self.composer.scorers, config.train.scale_rewards, config.train.seed
+        )
+        self.groups = run.global_batch // self.train.num_generations
+        self.unjudged: tuple[list[Answer], list[str], list[list[Component]]] = ([], [], [])
+
+    def group_sizes(self, rollout: int) -> list[int]:
+        """Completions of each group of a rollout (counted from 0); only the run's last group may be smaller."""
+        full = [self.train.num_generations] * self.groups
+        if self.train.max_sessions is None:
+            return full
+        left = self.train.max_sessions - rollout * sum(full)
+        sizes = [min(size, left - i * self.train.num_generations) for i, size in enumerate(full)]
+        return [size for size in sizes if size > 0]
+
+    def sample(self, step: int, rollout: int) -> tuple[list[Answer], list[str]]:
+        """This rank's answers of a step, and the group of each."""
+        sizes = self.group_sizes(rollout)
+        chosen = self.mixture.choose(step, self.groups)[: len(sizes)]
+        mine = np.array_split(np.arange(len(sizes)), self.run.accelerator.num_processes)[
+            self.run.accelerator.process_index
+        ]
+        seeds = [[sample_seed(self.train.seed, step, g, k) for k in range(sizes[g])] for g in mine]
+        answers = self._answer([self.samples[chosen[g]] for g in mine], seeds)
+        return answers, [f"{step}-{g}" for g in mine for _ in range(sizes[g])]
+
+    def _answer(self, samples: list[PromptSample], seeds: list[list[int]]) -> list[Answer]:
+        return answer(
+            self.policy,
+            self.run.tokenizer,
+            samples,
+            seeds,
+            max_new_tokens=self.train.max_completion_length,
+            temperature=self.train.temperature,
+            top_p=self.train.top_p,
+        )
+
+    def score(self, step: int, answers: list[Answer], groups: list[str], penalty: list[float]) -> Rollout:
+        """Judges this rank's answers, gathers all sessions of the step, applies the schedule to them.
+
+        Raises: RewardFault where a reward function fails.
+        """
+        self.unjudged = (answers, groups, [])
+        try:
+            judged = judge(answers, self.composer, self.classifier, self.section.compliant_when)
+        except RewardFault as fault:
+            self.unjudged = (answers, groups, fault.components)
+            fault.rows = tuple(a.record.row_id for a in answers)
+            raise
+        own = [
+            Session(
+                group_id=group,
+                category=j.answer.record.category,
+                components=j.components,
+                text=j.answer.text,
+                classification=j.classification,
+                compliant=j.compliant,
+                penalty=p,
+            )
+            for j, group, p in zip(judged, groups, penalty, strict=True)
+        ]
+        accelerator = self.run.accelerator
+        if accelerator.num_processes == 1:
+            everything, first = own, 0
+        else:
+            counts = gather_object([len(own)])
+            everything = gather_object(own)
+            first = sum(counts[: accelerator.process_index])
+        signal = self.signal.apply(step, everything)
+        index = list(range(first, first + len(own)))
+        self.unjudged = ([], [], [])
+        columns = [{**session_columns(self.run, a, step), **signal.rows[i]} for a, i in zip(answers, index, strict=True)]
+        return Rollout(step, answers, index, signal, columns)
+
+    def record_unjudged(self, step: int) -> None:
+        """Records answers whose scoring failed, with the verdicts that were reached."""
+        answers, groups, components = self.unjudged
+        rows = [
+            {
+                **session_columns(self.run, found, step),
+                "group_id": group,
+                "components": stored(components[i] if i < len(components) else []),
+            }
+            for i, (found, group) in enumerate(zip(answers, groups, strict=True))
+        ]
+        self.run.recorder.rows(step, rows)
+
+    def measure_pivots(self) -> list[Pivot]:
+        """Samples the policy as it is at the start, which is the reference, and measures the pivots that are awaited.
+
+        The samples are recorded with split `eval` at step 0. One answer a prompt where there are enough prompts.
+        """
+        awaiting = self.signal.schedule.awaiting
+        if not awaiting:
+            return []
+        chosen: list[PromptSample] = []
+        for category in sorted({key[0] for key in awaiting}):
+            pool = [s for s in self.samples if s.record.category == category]
+            rounds = -(-self.section.pivot_samples // max(1, len(pool)))
+            chosen += (pool * rounds)[: self.section.pivot_samples]
+        answers = self._answer(chosen, [[sample_seed(self.train.seed, "pivot", i)] for i in range(len(chosen))])
+        judged = judge(answers, self.composer, self.classifier, self.section.compliant_when)
+        if self.run.accelerator.is_main_process:
+            self.run.recorder.rows(0, [pivot_row(self.run, j) for j in judged])
+        pivots = measure_pivots(awaiting, [j.answer.record.category for j in judged], [j.components for j in judged])
+        for pivot in pivots:
+            self.run.recorder.event("pivot_set", pivot.payload(), step=0)
+        self.signal.set_pivots(pivots)
+        return pivots
+
+
+def stored(components: list[Component]) -> list[dict[str, Any]]:
+    """Components as the ledger keeps them where no schedule has acted."""
+    return [{**asdict(part), "differential_pct": None, "pivot": None} for part in components]
+
+
+def session_columns(run: Run, found: Answer, step: int) -> dict[str, Any]:
+    """Identity, text and lengths of a completion's row."""
+    prompt = prompt_text(found.record)
+    return {
+        "pipeline": run.stage,
+        "split": "train",
+        "dataset_id": found.record.dataset_id,
+        "row_id": found.record.row_id,
+        "prompt_id": prompt_id(prompt),
+        "category": found.record.category,
+        "sample_seed": found.seed,
+        "prompt_tokens": len(found.sample.prompt_ids),
+        "response_tokens": len(found.ids),
+        "stop_reason": "stop" if found.finished else "length",
+        "truncated": not found.finished,
+        "prompt": prompt,
+        "response": found.text,
+    }
+
+
+def pivot_row(run: Run, judged: Judged) -> dict[str, Any]:
+    """The row of a sample behind a pivot."""
+    return {
+        **session_columns(run, judged.answer, 0),
+        "split": "eval",
+        "group_id": "pivot",
+        "policy_version": 0,
+        "classification": judged.classification,
+        "compliant": judged.compliant,
+        "components": stored(judged.components),
+    }
+
+
+def token_batch(run: Run, answers: list[Answer], drop_truncated: bool) -> TokenBatch:
+    """Prompts and answers as one batch; the tokens of a truncated answer do not count with `drop_truncated`."""
+    tokens = collate.completions(
+        [a.sample.prompt_ids for a in answers],  # type: ignore[misc]
+        [a.ids for a in answers],
+        run.tokenizer.pad_token_id,
+        [a.record.row_id for a in answers],
+    )
+    if drop_truncated:
+        keep_B = torch.tensor([a.finished for a in answers])
+        return TokenBatch(tokens.ids_BT, tokens.attention_BT, tokens.mask_BT & keep_B.unsqueeze(1), tokens.rows)
+    return tokens

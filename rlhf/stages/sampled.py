@@ -1,0 +1,114 @@
+"""Held-out prompts answered before and after a stage: rows with split `eval`, and an evaluation event."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from accelerate.utils import gather_object
+
+from rewards.compose import Composer
+from rewards.config import RewardSection
+from rewards.differential import Schedule
+from rewards.functions import resolve
+from rlhf.data import tokenise
+from rlhf.evaluation.answers import Judged, answer, judge, prompt_text, sample_seed
+from rlhf.evaluation.harness import by_category, summarise
+from rlhf.models.policy import Policy
+from rlhf.stages.model_reward import model_rewards
+from rlhf.stages.offline import prompt_id
+from rlhf.stages.run import Run
+
+
+class SampledEvaluation:
+    """Answers the held-out prompts at the configured temperature and scores them; does nothing without prompts."""
+
+    def __init__(self, run: Run, policy: Policy) -> None:
+        self.run, self.policy = run, policy
+        self.section = run.config.evaluation
+        self.samples: list[tokenise.PromptSample] = []
+        if not run.inputs.eval_prompts:
+            return
+        self.samples, _ = tokenise.prepare_prompts(run.inputs.eval_prompts, run.tokenizer)
+        reward = run.config.reward
+        online = isinstance(reward, RewardSection)
+        own = {
+            "reward_funcs": self.section.reward_funcs or (reward.reward_funcs if online else []),
+            "compliant_when": self.section.compliant_when or (reward.compliant_when if online else {}),
+            "classifier": self.section.classifier or (reward.classifier if online else None),
+        }
+        section = RewardSection(**own)
+        self.composer = Composer.from_config(section, model_rewards(run))
+        self.classifier: Callable[..., Any] | None = resolve(section.classifier) if section.classifier else None
+        self.compliant_when = section.compliant_when
+
+    def before(self) -> None:
+        """Before the first step, where evaluation.before asks for it."""
+        if self.section.before:
+            self._evaluate("before", 0)
+
+    def after(self, step: int) -> dict[str, Any]:
+        """After the last step; returns the figures."""
+        return {"held_out_answers": self._evaluate("after", step)} if self.samples else {}
+
+    def _evaluate(self, when: str, step: int) -> dict[str, Any]:
+        if not self.samples:
+            return {}
+        accelerator, seed = self.run.accelerator, self.run.config.train.seed
+        mine = self.samples[accelerator.process_index :: accelerator.num_processes]
+        answers = answer(
+            self.policy,
+            self.run.tokenizer,
+            mine,
+            # The same seeds before and after: the two sets of answers are paired by prompt and by draw.
+            [[sample_seed(seed, "heldout", s.row_id)] for s in mine],
+            max_new_tokens=self.section.max_completion_length,
+            temperature=self.section.temperature,
+        )
+        judged = judge(answers, self.composer, self.classifier, self.compliant_when)
+        self.run.recorder.rows(step, [eval_row(self.run, j, when, step) for j in judged])
+        everything = gather_object(judged) if accelerator.num_processes > 1 else judged
+        figures = {"metrics": summarise(everything), "by_category": by_category(everything)}
+        self.run.recorder.event(
+            "evaluation",
+            {
+                "suite": "heldout_answers",
+                "when": when,
+                "n": len(everything),
+                "temperature": self.section.temperature,
+                "dataset": self.section.prompts,
+                **figures,
+            },
+            step=step,
+        )
+        return figures
+
+
+def eval_row(run: Run, judged: Judged, when: str, step: int) -> dict[str, Any]:
+    """The ledger's row of an evaluated answer."""
+    found = judged.answer
+    prompt = prompt_text(found.record)
+    # Outside training no schedule acts: the components are stored as they were scored.
+    plain = Schedule().adjusted(judged.components, found.record.category)
+    return {
+        "pipeline": run.stage,
+        "split": "eval",
+        "dataset_id": found.record.dataset_id,
+        "row_id": found.record.row_id,
+        "prompt_id": prompt_id(prompt),
+        "group_id": f"heldout-{when}-{found.record.row_id}",
+        "sample_seed": found.seed,
+        "policy_version": step,
+        "category": found.record.category,
+        "classification": judged.classification,
+        "compliant": judged.compliant,
+        "baseline_reward": plain.adjusted,
+        "adjusted_reward": plain.adjusted,
+        "components": plain.rows(judged.components),
+        "prompt_tokens": len(found.sample.prompt_ids),
+        "response_tokens": len(found.ids),
+        "truncated": not found.finished,
+        "stop_reason": "stop" if found.finished else "length",
+        "prompt": prompt,
+        "response": found.text,
+    }
