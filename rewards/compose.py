@@ -86,7 +86,7 @@ class Composer:
         function and since the start, the values that an explicit clip changed.
         Raises: RewardFault for NaN, an infinity, a value off the declared scale; and, with `on_error: stop`, for a
         function that raises or does not return one number or None a row. With `on_error: null` the rows of such a
-        call get the status `error`.
+        call get the status `error`, or `timeout` for a TimeoutError.
         """
         rows = _check_shapes(prompts, completions, columns)
         self._check_columns(columns)
@@ -134,10 +134,11 @@ class Composer:
             raws = _numbers(outcome, rows)
         except Exception as error:
             message = f"reward function `{part.name}` {_describe(error)}"
-            failed = [_component(part, outcome, None, None, "error") for _ in range(rows)]
+            kind: Status = "timeout" if isinstance(error, TimeoutError) else "error"
+            failed = [_component(part, outcome, None, None, kind) for _ in range(rows)]
             if self.on_error == "stop":
                 return failed, message
-            _log.warning("%s: %d sessions recorded with status `error`", message, rows)
+            _log.warning("%s: %d sessions recorded with status `%s`", message, rows, kind)
             return failed, None
         components, bad = [], []
         for row, raw in enumerate(raws):

@@ -196,7 +196,7 @@ def test_an_async_function_that_raises_is_a_fault_like_any_other():
     section = RewardSection(reward_funcs=["length", "model:b"])
     with pytest.raises(RewardFault, match="`breaks` raised TimeoutError: the judge is away") as caught:
         Composer.from_config(section, special={"model": lambda _: breaks}).score(["p"], ["a"], {})
-    assert [c.status for c in caught.value.components[0]] == ["ok", "error"]
+    assert [c.status for c in caught.value.components[0]] == ["ok", "timeout"]
 
 
 def test_async_functions_share_one_loop_over_calls():
