@@ -20,20 +20,23 @@ from yaml.nodes import Node
 from rewards.config_reader import Reader
 from rewards.config_types import in_words, limits_of, paths, section_of
 from rewards.errors import ConfigError
-from rewards.sections import (
+from rewards.reward_sections import (
+    DemonstrationGainSection,
     DifferentialRule,
     GainSection,
     RewardFunction,
     RewardSection,
-    Section,
     TriggerRule,
 )
+from rewards.section import Problem, Section
 from rewards.yaml_nodes import COMMAND_LINE, Dumper, compose, read_yaml
 
 __all__ = [
+    "DemonstrationGainSection",
     "DifferentialRule",
     "GainSection",
     "Loaded",
+    "Problem",
     "RewardFunction",
     "RewardSection",
     "Section",
@@ -43,6 +46,7 @@ __all__ = [
     "dump",
     "load",
     "load_node",
+    "paths",
     "read_yaml",
     "split_overrides",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -22,8 +22,8 @@ from rewards.config_types import (
     section_of,
 )
 from rewards.errors import ConfigError
-from rewards.sections import Section
-from rewards.yaml_nodes import COMMAND_LINE, compose, entries, is_null, plain, show, where
+from rewards.section import Section
+from rewards.yaml_nodes import COMMAND_LINE, compose, entries, is_null, plain, where
 
 Path = tuple[str | int, ...]
 Tree = dict[str, Any]  # of trees (sections) and nodes (values)
@@ -87,7 +87,7 @@ class Reader:
         """What the sections call allowed but probably not meant, with file and line."""
         if isinstance(config, Section):
             for key, message in config.cautions():
-                yield self._at((*path, *key.split(".")), message)
+                yield self._at((*path, *_key(key)), message)
         for name in type(config).model_fields:
             value = getattr(config, name)
             items = [((*path, name), value)]
@@ -242,7 +242,7 @@ class Reader:
             if error["type"] == "rule":
                 # With unknown keys about, what a rule misses may be what was misspelt.
                 for key, message in [] if broken_before else error["ctx"]["problems"]:
-                    self.problems.append(self._at((*path, *key.split(".")), message))
+                    self.problems.append(self._at((*path, *_key(key)), message))
             elif error["type"] == "missing":
                 said[path] = "is required"
             else:
@@ -275,6 +275,10 @@ class Reader:
         if error["type"] in ("value_error", "string_too_short", "too_short", "too_long"):
             return str(error["msg"])
         return f"expected {in_words(annotation, limits)}, got {_got(error['input'])}"
+
+
+def _key(key: str) -> Path:
+    return tuple(int(part) if part.isdigit() else part for part in key.split("."))
 
 
 def _takes_scalar(annotation: Any) -> bool:

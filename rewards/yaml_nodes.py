@@ -80,7 +80,7 @@ def compose(text: str, name: str) -> Node:
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: not YAML: {' '.join(str(error).split())}") from None
     if node is None:
-        mark = yaml.Mark(name, 0, 0, 0, None, None)
+        mark = yaml.Mark(name, 0, 0, 0, None, 0)
         return MappingNode(_TAG + "map", [], mark, mark)
     return node
 

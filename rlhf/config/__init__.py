@@ -6,12 +6,15 @@ No torch here: a configuration error must be shown before torch is loaded.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Literal
 
 from pydantic import Field
 
-from rewards.config import GainSection, RewardSection, Section
-from rlhf.config.constraint import KLSection, OnlineReferenceSection, ReferenceSection, SFTReferenceSection
+from rewards.config import DemonstrationGainSection, GainSection, Problem, RewardSection, Section
+from rewards.errors import ConfigError
+from rlhf.config.constraint import KLSection, OnlineReferenceSection, ReferenceSection, SFTReferenceSection, Source
+from rlhf.config.kl import refuse
 from rlhf.config.sections import (
     DataSection,
     DatasetSource,
@@ -19,6 +22,7 @@ from rlhf.config.sections import (
     LedgerSection,
     MixturePhase,
     ModelSection,
+    OnlineDataSection,
     TrackingSection,
 )
 from rlhf.config.training import (
@@ -43,6 +47,7 @@ __all__ = [
     "LedgerSection",
     "MixturePhase",
     "ModelSection",
+    "OnlineDataSection",
     "OnlineReferenceSection",
     "ReferenceSection",
     "RewardConfig",
@@ -57,41 +62,133 @@ __all__ = [
 
 
 class _Stage(Section):
-    model: ModelSection = Field(default_factory=ModelSection)
-    data: DataSection = Field(default_factory=DataSection)
-    ledger: LedgerSection = Field(default_factory=LedgerSection)
-    evaluation: EvaluationSection = Field(default_factory=EvaluationSection)
-    tracking: TrackingSection = Field(default_factory=TrackingSection)
-    reward: GainSection = Field(default_factory=GainSection)
+    """What all stages have; a stage adds its own train, reference and reward sections."""
+
+    model: ModelSection = Field(default_factory=ModelSection, description="Which model")
+    data: DataSection = Field(default_factory=DataSection, description="Which rows")
+    train: TrainSection = Field(default_factory=TrainSection, description="How it is trained")
+    reference: ReferenceSection = Field(default_factory=ReferenceSection, description="The constraint")
+    ledger: LedgerSection = Field(default_factory=LedgerSection, description="Where sessions are recorded")
+    evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="Sampled evaluation")
+    tracking: TrackingSection = Field(default_factory=TrackingSection, description="Trackers")
+
+    def needs_reference(self) -> bool:
+        """True when the objective has a term that the reference enters."""
+        return False
+
+    def reference_source(self) -> Source:
+        """Where the reference comes from: as set, or what `reference.source: null` means here."""
+        if self.reference.source is not None:
+            return self.reference.source
+        if not self.needs_reference():
+            return "none"
+        return "adapter_off" if self.model.use_peft and self.reference.reference_model is None else "frozen"
+
+    def rules(self) -> Iterator[Problem]:
+        """A reference without an adapter needs an adapter."""
+        if self.reference.source == "adapter_off" and not self.model.use_peft:
+            yield "reference.source", "adapter_off needs `model.use_peft: true`: there is no adapter to switch off"
+
+    def cautions(self) -> Iterator[Problem]:
+        """A reference that no term asks for."""
+        if not self.needs_reference():
+            for key in self.reference.changed("reference_model"):
+                yield f"reference.{key}", "has no effect: nothing in this stage asks for a reference"
 
 
 class SFTConfig(_Stage):
     """`rlhf sft`."""
 
-    train: SFTTrainSection = Field(default_factory=SFTTrainSection)
-    reference: SFTReferenceSection = Field(default_factory=SFTReferenceSection)
+    stage: Literal["sft"] = Field("sft", description="Stage that the file is for")
+    train: SFTTrainSection = Field(default_factory=SFTTrainSection, description="How it is trained")
+    reference: SFTReferenceSection = Field(default_factory=SFTReferenceSection, description="The constraint")
+    reward: DemonstrationGainSection = Field(default_factory=DemonstrationGainSection, description="Gains")
+
+    def needs_reference(self) -> bool:
+        """With a coefficient above 0."""
+        return self.reference.kl_coefficient > 0
 
 
 class RewardConfig(_Stage):
     """`rlhf reward`."""
 
-    train: RewardTrainSection = Field(default_factory=RewardTrainSection)
-    reference: ReferenceSection = Field(default_factory=ReferenceSection)
+    stage: Literal["reward"] = Field("reward", description="Stage that the file is for")
+    train: RewardTrainSection = Field(default_factory=RewardTrainSection, description="How it is trained")
+    reward: GainSection = Field(default_factory=GainSection, description="Gains and margins")
+
+    def needs_reference(self) -> bool:
+        """With the regularizer kl_ref."""
+        return self.train.rm_regularizer == "kl_ref"
+
+    def rules(self) -> Iterator[Problem]:
+        """kl_ref needs a reference that has logits."""
+        yield from super().rules()
+        if self.reference.source == "precomputed":
+            yield "reference.source", "a cached column has no logits, which kl_ref needs: frozen or adapter_off"
+        if self.reference.source == "none" and self.needs_reference():
+            yield "reference.source", "`train.rm_regularizer: kl_ref` needs a reference: frozen or adapter_off"
 
 
 class DPOConfig(_Stage):
     """`rlhf dpo`."""
 
-    train: DPOTrainSection = Field(default_factory=DPOTrainSection)
-    reference: ReferenceSection = Field(default_factory=ReferenceSection)
+    stage: Literal["dpo"] = Field("dpo", description="Stage that the file is for")
+    train: DPOTrainSection = Field(default_factory=DPOTrainSection, description="How it is trained")
+    reward: GainSection = Field(default_factory=GainSection, description="Gains and margins")
+
+    def needs_reference(self) -> bool:
+        """Always."""
+        return True
+
+    def rules(self) -> Iterator[Problem]:
+        """DPO's margin is a log-ratio to a reference."""
+        yield from super().rules()
+        if self.reference.source == "none":
+            yield "reference.source", "DPO compares with a reference: frozen, adapter_off or precomputed"
 
 
 class GRPOConfig(_Stage):
     """`rlhf grpo`."""
 
-    reward: RewardSection = Field(default_factory=RewardSection)  # type: ignore[assignment]
-    train: GRPOTrainSection = Field(default_factory=GRPOTrainSection)
-    reference: OnlineReferenceSection = Field(default_factory=OnlineReferenceSection)
+    stage: Literal["grpo"] = Field("grpo", description="Stage that the file is for")
+    data: OnlineDataSection = Field(default_factory=OnlineDataSection, description="Which prompts")
+    train: GRPOTrainSection = Field(default_factory=GRPOTrainSection, description="How it is trained")
+    reference: OnlineReferenceSection = Field(default_factory=OnlineReferenceSection, description="The constraint")
+    reward: RewardSection = Field(default_factory=RewardSection, description="What is rewarded")
+
+    def needs_reference(self) -> bool:
+        """With a beta above 0."""
+        return self.reference.beta > 0
+
+    def rules(self) -> Iterator[Problem]:
+        """No differential that standardisation divides out again, and a KL penalty that is one."""
+        yield from super().rules()
+        if self.reward.place == "reward" and self.train.scale_rewards == "group":
+            for key, rule in self.reward.scheduled():
+                if rule.component is None or len(self.reward.optimised()) == 1:
+                    what = "the whole reward" if rule.component is None else "the only optimised component"
+                    yield (
+                        f"reward.{key}",
+                        f"a differential on {what} in `place: reward` cancels exactly under `scale_rewards: group`; "
+                        f"use a component among several, `place: advantage`, or `scale_rewards: none` or `batch`",
+                    )
+        try:
+            self._kl_warnings()
+        except ConfigError as error:
+            yield "reference.kl", str(error)
+
+    def cautions(self) -> Iterator[Problem]:
+        """A KL penalty that works with a reservation."""
+        yield from super().cautions()
+        for message in self._kl_warnings() if self.reference.beta > 0 else []:
+            yield "reference.kl", message
+
+    def _kl_warnings(self) -> list[str]:
+        return refuse(
+            self.reference.kl.settings(),
+            scale_rewards=self.train.scale_rewards,
+            num_iterations=self.train.num_iterations,
+        )
 
 
 StageConfig = SFTConfig | RewardConfig | DPOConfig | GRPOConfig

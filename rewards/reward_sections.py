@@ -1,0 +1,221 @@
+"""The reward side of a configuration: reward functions, differentials, triggers. What is wrong is told by key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rewards.section import Problem, Section
+
+Pivot = Literal["reference", "midpoint"] | float
+
+
+class RewardFunction(Section):
+    """One named component of the reward."""
+
+    name: str | None = Field(None, description="Name of the component; null: what follows the last `:` or `.` of fn")
+    fn: str = Field(
+        min_length=1, description="Registered name, package.module:function, path/file.py:function, or model:FOLDER"
+    )
+    weight: float = Field(1.0, description="w_k; only optimised components have one")
+    role: Literal["optimised", "observed", "gold"] = Field(
+        "optimised", description="observed: recorded only; gold: recorded as what the optimised ones stand for"
+    )
+    scale: tuple[float, float] | None = Field(
+        None, description="Declared scale [low, high]: value = (raw - low) / (high - low); null: value = raw"
+    )
+    clip: tuple[float, float] | None = Field(None, description="Clips raw values to [low, high]; clipped ones count")
+    kwargs: dict[str, Any] = Field(default_factory=dict, description="Further arguments of the function")
+
+    def rules(self) -> Iterator[Problem]:
+        """Intervals have a width and lie in each other; only optimised components have a weight."""
+        for key in ("scale", "clip"):
+            interval = getattr(self, key)
+            if interval is not None and not interval[0] < interval[1]:
+                yield key, f"low must be below high, got [{interval[0]:g}, {interval[1]:g}]"
+        if self.scale and self.clip and not self.scale[0] <= self.clip[0] < self.clip[1] <= self.scale[1]:
+            yield "clip", "reaches outside `scale`"
+        if self.role != "optimised" and self.changed("weight"):
+            yield "weight", f"has no effect on a component that is {self.role}: it is no part of the reward"
+
+
+class DifferentialRule(Section):
+    """The differential of one category when the run starts."""
+
+    category: str = Field(description="Category of prompts whose reward gaps are widened")
+    component: str | None = Field(None, description="null: all optimised components together")
+    differential: float = Field(0.0, gt=-1, description="d: the gain is 1 + d; 0.15 widens gaps by 15 %")
+    pivot: Pivot | None = Field(None, description="null: reward.pivot")
+
+
+class TriggerRule(Section):
+    """Widens a differential when a phrase comes back: k of the last n sessions of the category contain it."""
+
+    name: str | None = Field(None, description="null: the phrase")
+    phrase: str = Field(min_length=1, description="What the sessions are searched for")
+    category: str = Field(description="Category whose sessions are looked at and whose differential is widened")
+    component: str | None = Field(None, description="Component that is widened; null: all together")
+    k: int = Field(7, ge=1, description="Sessions with the phrase that are needed")
+    n: int = Field(20, ge=1, description="Sessions of the category that are looked at, the newest ones")
+    armed_below: float = Field(0.05, gt=0, le=1, description="Armed while the rate in the window is below this")
+    armed_window: int = Field(200, ge=1, description="The window: so many sessions of the category before the last n")
+    widen: float = Field(0.15, gt=0, description="d' = (1 + d)(1 + widen) - 1")
+    cooldown_sessions: int = Field(
+        400, ge=0, description="Sessions of the category after a recalibration in which none is applied"
+    )
+    cap: float = Field(1.0, gt=0, description="d never goes above; a step that would pass it is withheld")
+
+    def rules(self) -> Iterator[Problem]:
+        """K of n can be reached."""
+        if self.k > self.n:
+            yield "k", f"{self.k} of the last {self.n} sessions can never be reached: k is at most n"
+
+
+class RewardSection(Section):
+    """Online RL: what is rewarded, and the schedule of differentials."""
+
+    reward_funcs: list[str | RewardFunction] = Field(
+        default_factory=list, description="Names, or mappings with fn, name, weight, role, scale, clip, kwargs"
+    )
+    reward_weights: list[float] | None = Field(None, description="One per reward function, instead of their `weight`")
+    on_error: Literal["stop", "null"] = Field(
+        "stop", description="A reward function that raises: stop the run, or record null with the status"
+    )
+    classifier: str | None = Field(None, description="fn(prompts, completions, **columns) -> list of classes or null")
+    compliant_when: dict[str, list[str]] = Field(
+        default_factory=dict, description="{category: [classes that are right there]}; others: compliance is null"
+    )
+    place: Literal["reward", "advantage"] = Field(
+        "reward", description="Where differentials act: on the baseline reward, or on the normalised advantage"
+    )
+    pivot: Pivot = Field(
+        "reference", description="What a differential turns around: mean of the reference policy, midpoint, a number"
+    )
+    pivot_samples: int = Field(200, ge=2, description="Samples per category for a reference pivot")
+    differentials: list[DifferentialRule] = Field(default_factory=list, description="Differentials at the start")
+    triggers: list[TriggerRule] = Field(default_factory=list, description="What widens a differential during the run")
+
+    def rules(self) -> Iterator[Problem]:
+        """Weights, names, classes and the schedule fit together."""
+        yield from self._weights()
+        yield from self._names()
+        if self.compliant_when and self.classifier is None:
+            yield "compliant_when", "has no effect without `classifier`: nothing says what class an answer is"
+        yield from repeated_differentials(self.differentials)
+        yield from self._first_steps()
+        for key, rule in self.scheduled():
+            yield from self._advantage(key, rule) if self.place == "advantage" else self._components(key, rule)
+
+    def cautions(self) -> Iterator[Problem]:
+        """Pivots that nothing turns around."""
+        used = self.place == "reward" and bool(self.differentials or self.triggers)
+        for key in self.changed("pivot", "pivot_samples"):
+            if not used:
+                yield key, "has no effect: no differential acts on the reward"
+
+    def scheduled(self) -> list[tuple[str, DifferentialRule | TriggerRule]]:
+        """Every rule that is a differential or may become one, with its key."""
+        found: list[tuple[str, DifferentialRule | TriggerRule]] = []
+        found += [(f"differentials.{i}", rule) for i, rule in enumerate(self.differentials)]
+        found += [(f"triggers.{i}", rule) for i, rule in enumerate(self.triggers)]
+        return found
+
+    def optimised(self) -> list[str | RewardFunction]:
+        """The entries that are part of the reward."""
+        return [entry for entry in self.reward_funcs if isinstance(entry, str) or entry.role == "optimised"]
+
+    def _weights(self) -> Iterator[Problem]:
+        if self.reward_weights is None:
+            return
+        if len(self.reward_weights) != len(self.reward_funcs):
+            yield "reward_weights", f"{len(self.reward_weights)} weights for {len(self.reward_funcs)} reward functions"
+        for i, entry in enumerate(self.reward_funcs):
+            if isinstance(entry, RewardFunction) and entry.changed("weight"):
+                yield f"reward_funcs.{i}.weight", "weights are given in `reward_weights` too: keep one of the two"
+
+    def _names(self) -> Iterator[Problem]:
+        names = [component_name(entry) for entry in self.reward_funcs]
+        for i, name in enumerate(names):
+            if name is not None and name in names[:i]:
+                yield f"reward_funcs.{i}", f"a second component `{name}`: give one of them a `name`"
+        if self.reward_funcs and not self.optimised():
+            yield "reward_funcs", "none of them has the role `optimised`: there would be no reward"
+        titles = [trigger.name or trigger.phrase for trigger in self.triggers]
+        for i, title in enumerate(titles):
+            if title in titles[:i]:
+                yield f"triggers.{i}", f"a second trigger `{title}`: give one of them a `name`"
+
+    def _first_steps(self) -> Iterator[Problem]:
+        start = {(rule.category, rule.component): rule.differential for rule in self.differentials}
+        for i, trigger in enumerate(self.triggers):
+            d = start.get((trigger.category, trigger.component), 0.0)
+            after = (1 + d) * (1 + trigger.widen) - 1
+            if after > trigger.cap:
+                yield f"triggers.{i}.cap", f"the first step, from {d:g} to {after:g}, would pass it: nothing could fire"
+
+    def _advantage(self, key: str, rule: DifferentialRule | TriggerRule) -> Iterator[Problem]:
+        if rule.component is not None:
+            yield f"{key}.component", "an advantage is whole: leave the component out, or use `place: reward`"
+        if isinstance(rule, DifferentialRule) and rule.pivot is not None:
+            yield f"{key}.pivot", "an advantage has no pivot: leave it out, or use `place: reward`"
+
+    def _components(self, key: str, rule: DifferentialRule | TriggerRule) -> Iterator[Problem]:
+        optimised = {component_name(entry): entry for entry in self.optimised()}
+        if None in optimised:  # a name that only its function knows: checked once that is there
+            return
+        if rule.component is not None and rule.component not in optimised:
+            there = _listed([str(name) for name in optimised])
+            yield f"{key}.component", f"`{rule.component}` is no optimised component; there are: {there}"
+            return
+        own = rule.pivot if isinstance(rule, DifferentialRule) else None
+        if (self.pivot if own is None else own) != "midpoint":
+            return
+        acting = optimised if rule.component is None else {rule.component: optimised[rule.component]}
+        bare = [str(name) for name, entry in acting.items() if isinstance(entry, str) or entry.scale is None]
+        if bare:
+            where = "pivot" if own is None else f"{key}.pivot"
+            yield where, f"`midpoint` needs a declared `scale` of {_listed(bare)}; or use `reference` or a number"
+
+
+class DemonstrationGainSection(Section):
+    """Demonstrations: the loss of a category's rows has weight 1 + d."""
+
+    differentials: list[DifferentialRule] = Field(
+        default_factory=list, description="Loss weight 1 + d of a category; for pairs its margin is divided by 1 + d"
+    )
+
+    def rules(self) -> Iterator[Problem]:
+        """A loss is whole and has no pivot."""
+        for i, rule in enumerate(self.differentials):
+            for key in rule.changed("component", "pivot"):
+                yield f"differentials.{i}.{key}", "applies to online RL only: here a differential is a gain of the loss"
+        yield from repeated_differentials(self.differentials)
+
+
+class GainSection(DemonstrationGainSection):
+    """Pairs: z becomes (z - m) / (1 + d), the loss has weight 1 + d."""
+
+    margin_column: str | None = Field(None, description="Column with an explicit offset m of the pair's margin")
+
+
+def component_name(entry: str | RewardFunction) -> str | None:
+    """Name of a component; None for a model without a name, whose function knows it."""
+    fn = entry if isinstance(entry, str) else entry.fn
+    if isinstance(entry, RewardFunction) and entry.name is not None:
+        return entry.name
+    return None if fn.startswith("model:") else re.split("[:.]", fn)[-1]
+
+
+def repeated_differentials(rules: list[DifferentialRule]) -> Iterator[Problem]:
+    """One differential per category and component."""
+    keys = [(rule.category, rule.component) for rule in rules]
+    for i, key in enumerate(keys):
+        if key in keys[:i]:
+            yield f"differentials.{i}", f"a second differential for category `{key[0]}` and the same component"
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"
