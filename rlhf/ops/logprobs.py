@@ -56,9 +56,7 @@ def entropy(logits_BTV: Tensor, temperature: float = 1.0) -> Tensor:
 
     Shapes: logits_BTV aligned; returns entropy_BT, position 0 is 0.
     """
-    flat_XV = logits_BTV.reshape(-1, logits_BTV.shape[-1])
-    parts = [_entropy(block, temperature) for block in torch.split(flat_XV, _block_rows(flat_XV))]
-    return _without_first(torch.cat(parts).view(logits_BTV.shape[:-1]))
+    return _without_first(position_entropy(logits_BTV, temperature))
 
 
 def predictors(states_BTH: Tensor, mask_BT: Tensor) -> Tensor:
@@ -91,11 +89,20 @@ def gather_logprobs(logits: Tensor, ids: Tensor, temperature: float = 1.0) -> Te
     Shapes: logits (..., V), ids (...); returns (...), in float32 for half-precision logits.
     Raises: ValueError when the temperature is not positive.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature {temperature} is not positive")
-    flat_XV = logits.reshape(-1, logits.shape[-1])
+    flat_XV = _flat(logits, temperature)
     logps_X: Tensor = _GatherLogprobs.apply(flat_XV, ids.reshape(-1), temperature)  # type: ignore[no-untyped-call]
     return logps_X.view(ids.shape)
+
+
+def position_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy of softmax(logits / temperature), position by position: nothing is shifted or left out.
+
+    Shapes: logits (..., V); returns (...), in float32 for half-precision logits.
+    Raises: ValueError when the temperature is not positive.
+    """
+    flat_XV = _flat(logits, temperature)
+    entropy_X: Tensor = _Entropy.apply(flat_XV, temperature)  # type: ignore[no-untyped-call]
+    return entropy_X.view(logits.shape[:-1])
 
 
 class _GatherLogprobs(torch.autograd.Function):
@@ -127,6 +134,38 @@ class _GatherLogprobs(torch.autograd.Function):
         return grad_XV, None, None
 
 
+class _Entropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits_XV: Tensor, temperature: float) -> Tensor:
+        blocks = torch.split(logits_XV, _block_rows(logits_XV))
+        entropy_X = torch.cat([-_surprise(block, temperature).sum(dim=-1) for block in blocks])
+        ctx.save_for_backward(logits_XV, entropy_X)
+        ctx.temperature = temperature
+        return entropy_X
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_X: Tensor) -> tuple[Tensor, None]:
+        logits_XV, entropy_X = ctx.saved_tensors
+        rows = _block_rows(logits_XV)
+        grad_XV = torch.empty_like(logits_XV)
+        grad_X = grad_X / ctx.temperature
+        for start in range(0, len(entropy_X), rows):
+            here = slice(start, start + rows)
+            softmax = _scaled(logits_XV[here], ctx.temperature).softmax(dim=-1)
+            # dH / dx = -p (log p + H)
+            slope = _surprise(logits_XV[here], ctx.temperature).add_(softmax * entropy_X[here].unsqueeze(-1))
+            grad_XV[here] = slope.mul_(-grad_X[here].unsqueeze(-1))
+        return grad_XV, None
+
+
+def _surprise(logits_XV: Tensor, temperature: float) -> Tensor:
+    """Each token's p log p."""
+    logps_XV = _scaled(logits_XV, temperature).log_softmax(dim=-1)
+    # A token that cannot be drawn has log-probability -inf and adds nothing, where 0 * -inf would give NaN.
+    return logps_XV.exp() * logps_XV.masked_fill(logps_XV.isneginf(), 0.0)
+
+
 def upcast(logits: Tensor) -> Tensor:
     """Half precision as float32, everything else as it is."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
@@ -136,10 +175,10 @@ def _scaled(logits: Tensor, temperature: float) -> Tensor:
     return upcast(logits) if temperature == 1.0 else upcast(logits) / temperature
 
 
-def _entropy(logits_XV: Tensor, temperature: float) -> Tensor:
-    logps_XV = _scaled(logits_XV, temperature).log_softmax(dim=-1)
-    # A token that cannot be drawn has log-probability -inf and adds nothing, where 0 * -inf would give NaN.
-    return -(logps_XV.exp() * logps_XV.masked_fill(logps_XV.isneginf(), 0.0)).sum(dim=-1)
+def _flat(logits: Tensor, temperature: float) -> Tensor:
+    if not temperature > 0:
+        raise ValueError(f"temperature {temperature} is not positive")
+    return logits.reshape(-1, logits.shape[-1])
 
 
 def _without_first(values_BT: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhf.ops import logprobs
-from rlhf.ops.logprobs import aligned, entropy, gather_logprobs, predictors, scatter, token_logprobs
+from rlhf.ops.logprobs import aligned, entropy, gather_logprobs, position_entropy, predictors, scatter, token_logprobs
 from rlhf.ops.masked import masked_mean, masked_sum, sequence_mean, sequence_sum
 
 B, T, V = 3, 5, 7
@@ -59,6 +59,19 @@ def test_gradient_of_a_log_probability_is_that_of_torchs_log_softmax(
     assert torch.autograd.gradcheck(lambda x: gather_logprobs(x, ids_BT, temperature), (ours,))
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("block", [V, 1 << 22])
+def test_gradient_of_the_entropy_is_that_of_finite_differences(
+    generator: torch.Generator, monkeypatch: pytest.MonkeyPatch, temperature: float, block: int
+) -> None:
+    monkeypatch.setattr(logprobs, "BLOCK", block)
+    logits_XV = (draw(generator, B * T, V) / 3).requires_grad_()
+    logps_XV = (logits_XV.detach() / temperature).log_softmax(-1)
+    expected_X = -(logps_XV.exp() * logps_XV).sum(-1)
+    assert torch.allclose(position_entropy(logits_XV, temperature).detach(), expected_X, rtol=0, atol=1e-13)
+    assert torch.autograd.gradcheck(lambda x: position_entropy(x, temperature), (logits_XV,))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_logits_are_reduced_in_float32(generator: torch.Generator, dtype: torch.dtype) -> None:
     logits_BTV, ids_BT = draw(generator, B, T, V).to(dtype).requires_grad_(), torch.randint(V, (B, T))
@@ -76,6 +89,9 @@ def test_entropy_of_a_uniform_choice_is_the_log_of_its_size_and_impossible_token
     assert float(entropy(logits_BTV)[0, 1]) == pytest.approx(math.log(V), abs=1e-14)
     logits_BTV[..., 4:] = -torch.inf
     assert float(entropy(logits_BTV)[0, 1]) == pytest.approx(math.log(4), abs=1e-14)
+    leaf = logits_BTV.requires_grad_()
+    entropy(leaf).sum().backward()
+    assert leaf.grad is not None and float(leaf.grad.abs().max()) < 1e-15
 
 
 def test_head_on_predicting_states_only_gives_the_same_log_probabilities(generator: torch.Generator) -> None:
