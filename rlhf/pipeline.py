@@ -1,0 +1,228 @@
+"""`rlhf run PIPELINE.yaml`: a chain of stages in one file, outputs feeding inputs, one ledger, one report.
+
+Keys of the file: `pipeline` (its name), `output_dir`, `seed`, `defaults` (sections shared by all stages) and `stages`, a
+list of stage configurations with `stage` (sft, reward, dpo, grpo) and `name`. `${NAME}` in a value is the model folder
+of an earlier stage. Every stage's configuration and rows are checked before the first one starts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+
+from rewards.config import Loaded, load_node, read_yaml
+from rewards.errors import ConfigError
+from rewards.yaml_nodes import entries, plain, where
+from rlhf.config import RETIRED, STAGES
+from rlhf.config_tables import known_elsewhere
+from rlhf.launch import claim_output_dir
+
+KEYS = ("pipeline", "output_dir", "seed", "defaults", "stages")
+OWNED = {"train": ("output_dir", "run_name"), "ledger": ("path", "pipeline_id")}
+_REFERENCE = re.compile(r"\$\{([\w-]+)\}")
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One stage of a pipeline, configured."""
+
+    stage: str
+    name: str
+    loaded: Loaded[Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A pipeline, configured."""
+
+    name: str
+    output_dir: Path
+    stages: list[PlannedStage]
+
+
+def run_pipeline(
+    path: str,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: str = "auto",
+) -> dict[str, Any]:
+    """Runs the stages in order, then writes the report; returns where everything is.
+
+    A finished stage is not run again with `resume`; an unfinished one goes on from its newest checkpoint.
+    """
+    plan = read_pipeline(Path(path), overrides)
+    claim_output_dir(plan.output_dir, resume=resume, overwrite=overwrite)
+    from rlhf.stages.inputs import read_inputs
+
+    inputs = [read_inputs(planned.stage, planned.loaded.config) for planned in plan.stages]
+    finished = [_finished(planned) if resume else None for planned in plan.stages]
+    from rlhf.stages.registry import WORKS
+    from rlhf.stages.run import run_stage
+
+    outcomes: dict[str, Any] = {}
+    for planned, rows, done in zip(plan.stages, inputs, finished, strict=True):
+        outcomes[planned.name] = done or run_stage(
+            planned.stage, WORKS[planned.stage], planned.loaded, rows, resume=resume, progress=progress  # type: ignore[arg-type]
+        )
+    return _report(plan, outcomes)
+
+
+def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Plan:
+    """The pipeline in a file with `key=value` (of the pipeline) and `NAME.key=value` (of a stage) on top.
+
+    Raises: ConfigError naming file and line.
+    """
+    root = entries(read_yaml(path))
+    for key, (node, _) in root.items():
+        if key not in KEYS:
+            raise ConfigError(f"{where(node)}: unknown key `{key}`; a pipeline has {', '.join(KEYS)}")
+    if "stages" not in root or not isinstance(root["stages"][1], SequenceNode) or not root["stages"][1].value:
+        raise ConfigError(f"{path}: a pipeline needs `stages`, a list with at least one stage")
+    own, per_stage = _split(overrides)
+    name = str(plain(root["pipeline"][1])) if "pipeline" in root else path.stem
+    output_dir = Path(str(own.get("output_dir") or (plain(root["output_dir"][1]) if "output_dir" in root else f"runs/{name}")))
+    seed = own.get("seed") or (str(plain(root["seed"][1])) if "seed" in root else None)
+    defaults = root["defaults"][1] if "defaults" in root else None
+    stages: list[PlannedStage] = []
+    for node in root["stages"][1].value:
+        stages.append(_plan_stage(node, defaults, name, output_dir, seed, per_stage, [s.name for s in stages]))
+    unknown = sorted(set(per_stage) - {s.name for s in stages})
+    if unknown:
+        known = ", ".join(s.name for s in stages)
+        raise ConfigError(f"command line: `{unknown[0]}` is no stage of {path}; there are {known}")
+    return Plan(name, output_dir, stages)
+
+
+def _split(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+    own: dict[str, str] = {}
+    per_stage: dict[str, list[str]] = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        stage, dot, rest = key.partition(".")
+        if key in ("output_dir", "seed"):
+            own[key] = value
+        elif dot:
+            per_stage.setdefault(stage, []).append(f"{rest}={value}")
+        else:
+            raise ConfigError(
+                f"command line: `{key}` is no key of a pipeline; use output_dir=, seed=, or STAGE.{key}={value}"
+            )
+    return own, per_stage
+
+
+def _plan_stage(
+    node: Node,
+    defaults: Node | None,
+    pipeline: str,
+    output_dir: Path,
+    seed: str | None,
+    per_stage: dict[str, list[str]],
+    earlier: list[str],
+) -> PlannedStage:
+    fields = entries(node)
+    if "stage" not in fields:
+        raise ConfigError(f"{where(node)}: a stage needs `stage`: one of {', '.join(STAGES)}")
+    stage = str(plain(fields["stage"][1]))
+    if stage not in STAGES:
+        raise ConfigError(f"{where(fields['stage'][1])}: unknown stage `{stage}`; choose {', '.join(STAGES)}")
+    name = str(plain(fields["name"][1])) if "name" in fields else stage
+    if name in earlier:
+        raise ConfigError(f"{where(node)}: two stages are called `{name}`; give one another `name`")
+    for section, keys in OWNED.items():
+        for key in keys:
+            if section in fields and key in entries(fields[section][1]):
+                line = where(entries(fields[section][1])[key][0])
+                raise ConfigError(f"{line}: `{section}.{key}` is decided by the pipeline; leave it out")
+    body = _without(node, ("stage", "name"))
+    merged = _merge(defaults, body) if defaults is not None else body
+    folders = {other: str(output_dir / other / "model") for other in earlier}
+    merged = _resolve(merged, folders)
+    decided = [
+        f"train.output_dir={output_dir / name}",
+        f"train.run_name={pipeline}/{name}",
+        f"ledger.path={output_dir / 'ledger'}",
+        f"ledger.pipeline_id={pipeline}",
+    ]
+    if seed is not None:
+        decided.insert(0, f"train.seed={seed}")
+    loaded = load_node(
+        STAGES[stage],
+        merged,
+        [*decided, *per_stage.get(name, [])],
+        retired=RETIRED,
+        known_elsewhere=known_elsewhere(stage),
+    )
+    return PlannedStage(stage, name, loaded)
+
+
+def _without(node: Node, keys: Sequence[str]) -> MappingNode:
+    value = [(key, item) for key, item in node.value if getattr(key, "value", None) not in keys]
+    return MappingNode(node.tag, value, node.start_mark, node.end_mark)
+
+
+def _merge(base: Node, over: Node) -> Node:
+    """A mapping with the keys of both; where both have a mapping, merged in turn; else the second wins."""
+    if not (isinstance(base, MappingNode) and isinstance(over, MappingNode)):
+        return over
+    below, above = entries(base), entries(over)
+    value = [
+        (key, _merge(item, above[name][1]) if name in above else item)
+        for name, (key, item) in below.items()
+    ]
+    value += [pair for name, pair in above.items() if name not in below]
+    return MappingNode(over.tag, value, over.start_mark, over.end_mark)
+
+
+def _resolve(node: Node, folders: dict[str, str]) -> Node:
+    """The node with `${NAME}` replaced by the model folder of an earlier stage."""
+    if isinstance(node, MappingNode):
+        value = [(key, _resolve(item, folders)) for key, item in node.value]
+        return MappingNode(node.tag, value, node.start_mark, node.end_mark)
+    if isinstance(node, SequenceNode):
+        return SequenceNode(node.tag, [_resolve(item, folders) for item in node.value], node.start_mark, node.end_mark)
+    if not (isinstance(node, ScalarNode) and _REFERENCE.search(node.value)):
+        return node
+    for name in _REFERENCE.findall(node.value):
+        if name not in folders:
+            known = ", ".join(folders) or "none"
+            raise ConfigError(f"{where(node)}: `${{{name}}}` is no earlier stage; there are: {known}")
+    text = _REFERENCE.sub(lambda match: folders[match.group(1)], node.value)
+    return ScalarNode(node.tag, text, node.start_mark, node.end_mark, node.style)
+
+
+def _finished(planned: PlannedStage) -> dict[str, Any] | None:
+    path = Path(planned.loaded.config.train.output_dir) / "run.json"
+    if not path.is_file():
+        return None
+    done: dict[str, Any] = json.loads(path.read_text())
+    if done["config_digest"] != planned.loaded.digest:
+        raise ConfigError(
+            f"{path}: the stage was finished with another configuration; restore it, or use --overwrite or another output_dir"
+        )
+    return done
+
+
+def _report(plan: Plan, outcomes: dict[str, Any]) -> dict[str, Any]:
+    result: dict[str, Any] = {"pipeline": plan.name, "output_dir": str(plan.output_dir), "stages": outcomes}
+    if int(os.environ.get("RANK", "0")) != 0:
+        return result
+    from rewards.ledger import Ledger
+    from rewards.report import write_report
+
+    html, data = plan.output_dir / "report.html", plan.output_dir / "report.json"
+    ledger = Ledger.open(plan.output_dir / "ledger")
+    try:
+        write_report(ledger, html=html, json_path=data)
+        result["ledger"] = {"path": str(plan.output_dir / "ledger"), "head": ledger.head()}
+    finally:
+        ledger.close()
+    return {**result, "report": str(html), "report_json": str(data)}
