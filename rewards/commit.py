@@ -1,0 +1,163 @@
+"""Group commit: one thread that writes what was handed over, in order, as much as waits at a time."""
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+from rewards.errors import LedgerError
+
+# More rows than this wait nowhere: a disk that cannot follow must slow the producer down, not fill the memory.
+_MAX_WAITING_ROWS = 200_000
+
+
+class Ticket:
+    """What was handed over and is not yet on disk."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._failure: LedgerError | None = None
+        self.result: Any = None
+
+    def done(self) -> bool:
+        """Whether it is durable, or failed."""
+        return self._done.is_set()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Returns once it is durable: it survives a crash and a power loss from here on.
+
+        Raises: LedgerError when it could not be written; TimeoutError after `timeout` seconds.
+        """
+        if not self._done.wait(timeout):
+            raise TimeoutError(f"not durable after {timeout} s")
+        if self._failure is not None:
+            raise LedgerError(str(self._failure)) from self._failure
+
+    def settle(self, result: Any = None, failure: LedgerError | None = None) -> None:
+        """Called by the writing thread, once."""
+        self.result, self._failure = result, failure
+        self._done.set()
+
+
+@dataclass
+class _Item:
+    kind: str
+    load: Any
+    rows: int
+    ticket: Ticket = field(default_factory=Ticket)
+
+
+class Committer:
+    """Runs `sinks[kind](loads)` for what was put, in order; neighbours of one kind share a call and a transaction.
+
+    A sink returns one result a load. After the first error nothing is written any more: what a file holds after a
+    failed write is not known.
+    """
+
+    def __init__(self, name: str, sinks: Mapping[str, Callable[[Sequence[Any]], Sequence[Any]]]) -> None:
+        self._name = name
+        self._sinks = sinks
+        self._waiting: deque[_Item] = deque()
+        self._waiting_rows = 0
+        self._condition = threading.Condition()
+        self._closing = False
+        self._failure: LedgerError | None = None
+        self._last: Ticket | None = None
+        self._pid = os.getpid()
+        self._thread = threading.Thread(target=self._run, name=f"ledger {name}", daemon=True)
+        self._thread.start()
+
+    def put(self, kind: str, load: Any, rows: int = 1) -> Ticket:
+        """Hands something over; returns at once unless the disk is far behind.
+
+        Raises: LedgerError when an earlier write failed, after `close`, or in a process that was forked.
+        """
+        self.check_process()
+        item = _Item(kind, load, rows)
+        with self._condition:
+            self._check()
+            while self._waiting and self._waiting_rows + rows > _MAX_WAITING_ROWS:
+                self._condition.wait()
+                self._check()
+            self._waiting.append(item)
+            self._waiting_rows += rows
+            self._last = item.ticket
+            self._condition.notify_all()
+        return item.ticket
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise LedgerError(str(self._failure)) from self._failure
+        if self._closing:
+            raise LedgerError(f"{self._name}: the writer is closed; open another one")
+
+    def check_process(self) -> None:
+        """Raises LedgerError in a process that was forked from the writer's: the writing thread is not in it."""
+        if os.getpid() != self._pid:
+            raise LedgerError(
+                f"{self._name}: the writer belongs to process {self._pid}; a forked one joins as a writer of its own"
+            )
+
+    def flush(self) -> None:
+        """Returns once everything that was put is durable.
+
+        Raises: LedgerError when something could not be written.
+        """
+        self.check_process()
+        with self._condition:
+            last, failure = self._last, self._failure
+        if failure is not None:
+            raise LedgerError(str(failure)) from failure
+        if last is not None:
+            last.wait()
+
+    def stop(self) -> bool:
+        """Writes what waits and ends the thread; ask `failure` how it went. False in a forked process: not its own."""
+        if os.getpid() != self._pid:
+            return False
+        with self._condition:
+            self._closing = True
+            self._condition.notify_all()
+        self._thread.join()
+        return True
+
+    @property
+    def failure(self) -> LedgerError | None:
+        """The error that ended the writing, if one did."""
+        return self._failure
+
+    def _run(self) -> None:
+        while True:
+            with self._condition:
+                while not self._waiting and not self._closing:
+                    self._condition.wait()
+                items = list(self._waiting)
+                self._waiting.clear()
+                self._waiting_rows = 0
+                self._condition.notify_all()
+            if not items:
+                return
+            for kind, group in groupby(items, key=lambda item: item.kind):
+                self._commit(kind, list(group))
+
+    def _commit(self, kind: str, items: list[_Item]) -> None:
+        results: Sequence[Any] = [None] * len(items)
+        if self._failure is None:
+            try:
+                results = self._sinks[kind]([item.load for item in items])
+            except BaseException as error:
+                rows = sum(item.rows for item in items) if kind == "rows" else 0
+                what = f"{rows} session rows" if rows else f"{len(items)} events"
+                failure = LedgerError(
+                    f"{self._name}: {error}; the {what} handed over last were not written, what was acknowledged "
+                    "before is safe; nothing more is written here: resume from the last checkpoint"
+                )
+                failure.__cause__ = error
+                with self._condition:
+                    self._failure = failure
+                    self._condition.notify_all()
+        for item, result in zip(items, results, strict=True):
+            item.ticket.settle(result, self._failure)

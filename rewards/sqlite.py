@@ -1,0 +1,113 @@
+"""SQLite as the ledger uses it: durable commits, patience with other processes, errors that name the file."""
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from rewards.errors import LedgerError
+
+APPLICATION_ID = 0x524C4544  # "RLED": `file` and other tools can tell a ledger's databases from others
+
+_BUSY_SECONDS = 20.0  # SQLite's own patience, per statement
+_PATIENCE_SECONDS = 180.0  # ours, per transaction: somebody left a transaction open in a shell
+
+
+def connect_writable(path: Path) -> sqlite3.Connection:
+    """A connection whose commits survive power loss. Transactions are begun by hand."""
+    connection = sqlite3.connect(
+        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+    )
+    try:
+        _patiently(connection, "PRAGMA journal_mode=WAL", path)
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA fullfsync=ON")  # macOS: fsync alone does not reach the disk there
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _connect_readonly(path: Path) -> sqlite3.Connection:
+    location = f"file:{quote(str(path.absolute()))}"
+    wal = path.with_name(path.name + "-wal")
+    # Reading a WAL database writes to its -shm file. Where nothing can be written and no WAL waits, the file is all.
+    settled = not os.access(path.parent, os.W_OK) and not (wal.exists() and wal.stat().st_size)
+    mode = "mode=ro&immutable=1" if settled else "mode=ro"
+    return sqlite3.connect(
+        f"{location}?{mode}", uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+    )
+
+
+@contextmanager
+def snapshot(path: Path) -> Iterator[sqlite3.Connection]:
+    """A read-only view of a database as it is now; later commits do not show in it."""
+    with translated(path, "read"), closing(_connect_readonly(path)) as connection:
+        _patiently(connection, "BEGIN", path)
+        _patiently(connection, "SELECT count(*) FROM sqlite_master", path)  # the snapshot is taken by the first read
+        yield connection
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
+    """A write transaction: committed and on disk when the block is left, or nothing of it."""
+    _patiently(connection, "BEGIN IMMEDIATE", path)
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _patiently(connection: sqlite3.Connection, statement: str, path: Path) -> None:
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            connection.execute(statement).fetchone()
+            return
+        except sqlite3.OperationalError as error:
+            if (error.sqlite_errorcode & 0xFF) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise
+            if time.monotonic() > deadline:
+                raise LedgerError(
+                    f"{path}: another process has kept a transaction open for {_PATIENCE_SECONDS:.0f} s; end it"
+                ) from error
+            time.sleep(0.01)
+
+
+@contextmanager
+def translated(path: Path, doing: str) -> Iterator[None]:
+    """Turns SQLite's and the system's errors into one line that names the file."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise LedgerError(f"{path}: cannot {doing}: {_reason(error, path)}") from error
+
+
+def _reason(error: Exception, path: Path) -> str:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if not path.exists():
+        return "the file is missing; restore it from a copy of the ledger"
+    if code == sqlite3.SQLITE_NOTADB:
+        return "it is no SQLite database; is this the folder of a ledger?"
+    if code == sqlite3.SQLITE_CORRUPT:
+        return f"the file is damaged ({error}); restore it from a copy of the ledger"
+    if code == sqlite3.SQLITE_FULL:
+        return f"{error}; free some space"
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN) or isinstance(error, PermissionError):
+        return f"{error}; make the folder writable, or copy the ledger to one that is"
+    return str(error)
+
+
+def sync_folder(path: Path) -> None:
+    """Makes the entries of a folder durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,178 @@
+"""The writing side of a ledger: one process's way in for sessions, events and checkpoints."""
+
+import sqlite3
+import threading
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rewards import events
+from rewards.catalog import DATABASE, place_at, read_chains, read_lineage
+from rewards.chain import EVENTS_CHAIN, chain_name, ledger_head
+from rewards.commit import Committer, Ticket
+from rewards.errors import LedgerError
+from rewards.hot import TailWriter
+from rewards.lineage import Attempt, Place, places_payload
+from rewards.rows import Batch, make_batch
+from rewards.schema import EVENT_KINDS
+from rewards.sqlite import snapshot, transaction, translated
+
+
+class Writer:
+    """One writer of one attempt. Made by `Ledger.writer`; to be used from any thread of the process that made it."""
+
+    def __init__(self, root: Path, ledger: sqlite3.Connection, attempt: Attempt, tail: TailWriter) -> None:
+        self.run_id = attempt.run_id
+        self.attempt = attempt.number
+        self.writer = tail.identity.writer
+        self.arm = attempt.arm
+        self.resume_step = attempt.resume_step
+        self._root = root
+        self._defaults = {"arm": attempt.arm, "pipeline_id": attempt.pipeline_id}
+        self._last_step = attempt.resume_step or 0
+        self._lock = threading.Lock()
+        self._committer = Committer(
+            str(tail.path), {"rows": _row_sink(tail), "event": _event_sink(root / DATABASE, ledger)}
+        )
+        # Also runs at exit and when the writer is forgotten: what was handed over is written.
+        self._finish = weakref.finalize(self, _shut, self._committer, tail, ledger)
+
+    def append(self, step: int, rows: Any) -> Ticket:
+        """Hands over the sessions of a step; returns at once. `ticket.wait()` returns when they are durable.
+
+        rows: dicts, or an Arrow table, with the columns of `rewards.schema` and `prompt`, `response`, `rejected`.
+        Raises: LedgerError naming the column and the row that do not fit (nothing of the batch is kept then), or when
+        an earlier write failed.
+        """
+        self._committer.check_process()
+        step = _check_step(step)
+        batch = make_batch(step, rows, self._defaults)
+        if batch.sessions and self.resume_step is not None and step <= self.resume_step:
+            raise LedgerError(
+                f"append(step={step}): attempt {self.attempt} of run `{self.run_id}` continues after step "
+                f"{self.resume_step}; train sessions up to it are on record and would count twice"
+            )
+        with self._lock:
+            ticket = self._committer.put("rows", batch, batch.count)
+            self._last_step = max(self._last_step, step)
+        return ticket
+
+    def event(self, kind: str, payload: Mapping[str, Any], step: int | None = None) -> Ticket:
+        """Hands over an event; returns at once. Without a step it counts as of the last step this writer has seen.
+
+        Raises: LedgerError for an unknown kind, a missing key, or when an earlier write failed.
+        """
+        self._committer.check_process()
+        if step is not None:
+            step = _check_step(step)
+        if kind not in EVENT_KINDS:
+            raise LedgerError(f"unknown event kind `{kind}`; the kinds are {', '.join(EVENT_KINDS)}")
+        text = events.encode(kind, payload)
+        with self._lock:
+            at_step = self._last_step if step is None else step
+            draft = events.Draft(self.run_id, self.attempt, self.writer, step, at_step, kind, text)
+            ticket = self._committer.put("event", draft)
+            self._last_step = max(self._last_step, at_step)
+        return ticket
+
+    def flush(self) -> None:
+        """Returns when everything handed over is durable.
+
+        Raises: LedgerError when something could not be written.
+        """
+        self._committer.flush()
+
+    def checkpoint(self, step: int, path: str | None = None) -> dict[str, Any]:
+        """Flushes, records every writer's place as an event and returns it as a position: pass it back as `resume=`.
+
+        The other writers of the attempt must have flushed before. path: where the state of the training is, for the
+        record. Returns plain JSON: run_id, attempt, step, positions {writer: {seq, head}}, event_head (after the
+        checkpoint's event), head (of the whole ledger).
+        """
+        step = _check_step(step)
+        self.flush()
+        mine, heads = self._places()
+        positions = places_payload(mine)
+        payload = {"step": step, "path": path, "positions": positions, "heads": heads}
+        ticket = self.event("checkpoint", payload, step=step)
+        ticket.wait()
+        event_head = str(ticket.result.hash)
+        return {
+            "run_id": self.run_id,
+            "attempt": self.attempt,
+            "step": step,
+            "positions": positions,
+            "event_head": event_head,
+            "head": ledger_head(heads | {EVENTS_CHAIN: event_head}),
+        }
+
+    def _places(self) -> tuple[dict[int, Place], dict[str, str]]:
+        """The places of this attempt's writers, and the heads of all chains that have rows."""
+        mine: dict[int, Place] = {}
+        heads: dict[str, str] = {}
+        with snapshot(self._root / DATABASE) as ledger:
+            for chain in read_chains(ledger, self._root, read_lineage(ledger)):
+                place = place_at(chain)
+                identity = chain.identity
+                if place.seq >= identity.first_seq:
+                    heads[chain_name(*identity.key)] = place.head
+                if (identity.run_id, identity.attempt) == (self.run_id, self.attempt):
+                    mine[identity.writer] = place
+        return mine, heads
+
+    def close(self) -> None:
+        """Writes what waits and closes the files. Closing twice is harmless.
+
+        Raises: LedgerError when something handed over could not be written.
+        """
+        self._finish()
+        if self._committer.failure is not None:
+            raise LedgerError(str(self._committer.failure)) from self._committer.failure
+
+    def __enter__(self) -> "Writer":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except LedgerError:
+            # The block already ends with an error of this writer: the first one says it.
+            if not isinstance(error, LedgerError):
+                raise
+
+
+def _check_step(step: Any) -> int:
+    try:
+        number = step.__index__() if not isinstance(step, bool) else None
+    except AttributeError:
+        number = None
+    if number is None or number < 0:
+        raise LedgerError(f"step is {step!r}, not a whole number from 0")
+    return int(number)
+
+
+def _row_sink(tail: TailWriter) -> Callable[[Sequence[Batch]], Sequence[Any]]:
+    def write(batches: Sequence[Batch]) -> Sequence[Any]:
+        with translated(tail.path, "write session rows"):
+            tail.commit(batches)
+        return [None] * len(batches)
+
+    return write
+
+
+def _event_sink(path: Path, ledger: sqlite3.Connection) -> Callable[[Sequence[events.Draft]], Sequence[Any]]:
+    def write(drafts: Sequence[events.Draft]) -> Sequence[Any]:
+        with translated(path, "write events"), transaction(ledger, path):
+            return events.insert(ledger, drafts)
+
+    return write
+
+
+def _shut(committer: Committer, tail: TailWriter, ledger: sqlite3.Connection) -> None:
+    if committer.stop():
+        tail.close()
+        ledger.close()
