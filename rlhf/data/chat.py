@@ -120,12 +120,13 @@ class Chat:
         self, messages: Sequence[Message], ref: str, add_generation_prompt: bool = False, continue_final: bool = False
     ) -> str:
         try:
-            return self.tokenizer.apply_chat_template(
+            text = self.tokenizer.apply_chat_template(
                 list(messages),
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final,
             )
+            return str(text)
         except Exception as error:  # a template raises whatever its author chose
             raise DataError(f"{ref}: the chat template of {self.name} refuses these messages: {error}") from error
 

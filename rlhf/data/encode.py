@@ -62,7 +62,7 @@ class Tokeniser:
         """Token ids of each text, without any special token added."""
         if not texts:
             return []
-        return self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+        return list(self.tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
 
     def prompts(self, records: Sequence[Record]) -> list[list[int]]:
         """What the model is given for each record: the same ids as at the start of its training sequences."""

@@ -65,7 +65,7 @@ def detect(rows: Sequence[RawRow]) -> str:
 
 def _is_gap(name: str, other: str, row: RawRow) -> bool:
     """Whether a row that looks like `other` is rather a row of format `name` with a column missing."""
-    needed = {column for column in ROW_MODELS[name].model_fields if column != "responses"}
+    needed = set(ROW_MODELS[name].model_fields)
     missing = {column for column in needed if row.values.get(column) is None}
     own = {column for column in ROW_MODELS[other].model_fields if row.values.get(column) is not None}
     return bool(missing) and own <= needed

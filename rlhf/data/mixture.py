@@ -74,7 +74,7 @@ class Mixture:
     def __init__(self, categories: Sequence[str | None], phases: Sequence[MixturePhase] | None, seed: int) -> None:
         """categories: of every row.
 
-        Raises: DataError for no rows, or a phase whose category no row has; ConfigError where step 1 has no category.
+        Raises: DataError for no rows, or a phase whose category no row has; ConfigError where a step would have none.
         """
         if not categories:
             raise DataError("no prompts to choose from")
@@ -93,8 +93,9 @@ class Mixture:
                     f"data.mixture names category `{phase.category}`, which no row has (there are: {known})"
                 )
             self._rows[phase.category] = rows
-        if not self.weights(1):
-            raise ConfigError("data.mixture: no category has a weight above 0 at step 1")
+        for step in sorted({1, *(phase.from_step for phase in self._phases)}):
+            if not self.weights(step):
+                raise ConfigError(f"data.mixture: no category has a weight above 0 at step {step}")
         self._left_out = len(categories) - sum(len(rows) for rows in self._rows.values())
 
     @property
@@ -129,8 +130,6 @@ class Mixture:
             return order.indices(step)
         generator = _generator(self.seed, step, 12)
         weights = self.weights(step)
-        if not weights:
-            raise ConfigError(f"data.mixture: no category has a weight above 0 at step {step}")
         counts = allocate(n, list(weights.values()), generator)
         chosen: list[int] = []
         for name, count in zip(weights, counts, strict=True):
@@ -153,10 +152,10 @@ def allocate(n: int, shares: Sequence[float], generator: np.random.Generator) ->
     down = np.floor(exact + 1e-9).astype(int)
     left = n - int(down.sum())
     if left == 0:
-        return down.tolist()
+        return [int(count) for count in down]
     order = generator.permutation(len(down))
     edges = np.cumsum(np.clip(exact - down, 0.0, None)[order])
     points = (generator.random() + np.arange(left)) * edges[-1] / left
     for position in np.searchsorted(edges, points, side="right"):
         down[order[min(position, len(order) - 1)]] += 1
-    return down.tolist()
+    return [int(count) for count in down]

@@ -47,7 +47,8 @@ class _Preference(Row):
 
     @model_validator(mode="after")
     def _one_form(self) -> _Preference:
-        return _same_form(self, "prompt", "chosen", "rejected")
+        _same_form(self, "prompt", "chosen", "rejected")
+        return self
 
 
 class _Implicit(Row):
@@ -66,7 +67,8 @@ class _Completion(Row):
 
     @model_validator(mode="after")
     def _one_form(self) -> _Completion:
-        return _same_form(self, "prompt", "completion")
+        _same_form(self, "prompt", "completion")
+        return self
 
 
 class _Labelled(_Completion):
@@ -101,12 +103,11 @@ class _Scored(Row):
     scores: list[float]
 
 
-def _same_form(row: Any, *names: str) -> Any:
+def _same_form(row: Row, *names: str) -> None:
     forms = {name: is_messages(getattr(row, name)) for name in names}
     if len(set(forms.values())) > 1:
         said = ", ".join(f"`{name}` is {'messages' if form else 'text'}" for name, form in forms.items())
         raise ValueError(f"mixes forms ({said}): give all of them the same form")
-    return row
 
 
 ROW_MODELS: dict[str, type[Row]] = {

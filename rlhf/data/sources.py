@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -81,8 +81,6 @@ def _sample(rows: list[RawRow], count: int, key: list[int]) -> list[RawRow]:
 
 
 def _sources(data: DataSection, split: str | None) -> list[_Source]:
-    if data.dataset_name is not None and data.datasets is not None:
-        raise ConfigError("data.dataset_name and data.datasets are both set: keep one of them")
     if data.dataset_name is not None:
         return [_Source(data.dataset_name, data.dataset_config, [], split or data.dataset_train_split, {}, 1.0)]
     if not data.datasets:
@@ -207,7 +205,7 @@ def _recipe(name: str) -> Path | None:
 
 def _read_recipe(recipe: Path, source: _Source, data: DataSection, seed: int) -> list[RawRow]:
     """max_rows rows of a recipe, or as many as it declares for the split."""
-    from rlhf.data.synthetic import generate, recipe_sizes
+    from rlhf.data.synthetic import Split, generate, recipe_sizes
 
     sizes = recipe_sizes(recipe)
     # `datasets[].split` and `dataset_test_split` may name a recipe's split too; `train` is none of them.
@@ -217,7 +215,7 @@ def _read_recipe(recipe: Path, source: _Source, data: DataSection, seed: int) ->
         raise ConfigError(f"{source.path} is a recipe, and {said}: choose {', '.join(sizes)}")
     if source.split not in (data.dataset_train_split, split):
         raise ConfigError(f"{source.path} is a recipe and has no split `{source.split}`: choose {', '.join(sizes)}")
-    rows = generate(recipe, split, data.max_rows or sizes[split], seed)
+    rows = generate(recipe, cast("Split", split), data.max_rows or sizes[split], seed)
     label = f"{recipe.parent.name}/{split}"
     return [RawRow(recipe.parent.name, label, i, None, dict(values)) for i, values in enumerate(rows, 1)]
 
