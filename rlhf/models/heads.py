@@ -27,10 +27,17 @@ class RewardModel(Policy):
     Units: score units, arbitrary up to the offset.
     Departures: the head starts as in TRL's classifier, normal with the model's own initializer_range (0.02 where it
     declares none) and without a bias, but from its own generator; it is never below float32.
+
+    A language-model head with weights of its own is frozen unless `trains_language_head`: a loss on scores alone gives
+    it no gradient, which distributed training takes for an error.
     """
 
-    def __init__(self, model: nn.Module, *, seed: int) -> None:
+    def __init__(self, model: nn.Module, *, seed: int, trains_language_head: bool = False) -> None:
         super().__init__(model)
+        language_head = self._core().get_output_embeddings()
+        if not trains_language_head and language_head is not None:
+            own = language_head.weight is not self._core().get_input_embeddings().weight
+            language_head.requires_grad_(not own and language_head.weight.requires_grad)
         hidden, std = self.config.get_text_config().hidden_size, getattr(self.config, "initializer_range", None)
         dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
         weight = torch.empty(hidden, dtype=dtype)

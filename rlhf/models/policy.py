@@ -33,7 +33,6 @@ class Policy(nn.Module):
         core = self._core()
         self._takes_positions = "position_ids" in inspect.signature(core.forward).parameters
         self._head_alone: bool | None = None
-        self._head_alone: bool | None = None
         # An embedding gives its padding row no gradient, and many models pad with their end token: it must be learned
         # where it is real. Positions that are padding are outside every mask and need no such protection.
         embeddings = core.get_input_embeddings()

@@ -82,25 +82,27 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 def build_model(section: ModelSection, tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
     """Randomly initialised Llama-like model with tied embeddings, in float32, for that tokenizer.
 
-    Raises: ConfigError for sizes that do not divide.
+    Raises: ConfigError when the width of a head is odd.
     """
-    hidden, heads, kv_heads = section.tiny_hidden_size, section.tiny_num_heads, section.tiny_num_kv_heads
-    if hidden % (2 * heads):
-        raise ConfigError(f"model.tiny_hidden_size {hidden} must be a multiple of 2 x model.tiny_num_heads ({heads})")
-    if heads % kv_heads:
-        raise ConfigError(f"model.tiny_num_heads {heads} must be a multiple of model.tiny_num_kv_heads ({kv_heads})")
+    hidden, heads = section.tiny_hidden_size, section.tiny_num_heads
+    if (hidden // heads) % 2:
+        raise ConfigError(
+            f"model.tiny_hidden_size {hidden} over model.tiny_num_heads {heads} makes heads of odd width "
+            f"{hidden // heads}; rotary positions turn pairs of numbers and need an even one"
+        )
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden,
         intermediate_size=3 * hidden,
         num_hidden_layers=section.tiny_num_layers,
         num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
+        num_key_value_heads=section.tiny_num_kv_heads,
         max_position_embeddings=CONTEXT_LENGTH,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        attn_implementation=section.attn_implementation,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
