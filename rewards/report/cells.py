@@ -56,10 +56,16 @@ def estimate(found: Mapping[str, Any] | None, unit: str = "measure") -> Markup:
     if not found or found.get("value") is None:
         why = (found or {}).get("why")
         return tag("span", why or MISSING, class_="none")
-    notes = [f"n {count(found.get('n'))}" if found.get("n") is not None else "n unknown"]
+    size = f"n {count(found['n'])}" if found.get("n") is not None else "n unknown"
+    notes: list[object] = [tag("span", size, class_="n")]
     if found.get("low") is not None and found.get("high") is not None:
-        notes.insert(0, f"{number(found['low'], unit)} to {number(found['high'], unit)}")
-    return join([tag("span", number(found["value"], unit), class_="value"), tag("span", ", ".join(notes), class_="ci")])
+        notes.insert(0, interval(found["low"], found["high"], unit) + ", ")
+    return join([tag("span", number(found["value"], unit), class_="value"), tag("span", join(notes), class_="ci")])
+
+
+def interval(low: float, high: float, unit: str = "measure") -> str:
+    """Two limits, their unit said once."""
+    return f"{number(low, unit).removesuffix(' %')} to {number(high, unit)}"
 
 
 def end(pair: Mapping[str, Any], name: str, unit: str = "measure") -> Markup:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rewards.report.cells import Markup, count, join, number, table, tag
+from rewards.report.cells import Markup, count, interval, join, number, table, tag
 
 Spec = dict[str, Any]
 
@@ -79,7 +79,7 @@ def figure(name: str, spec: Spec | None, caption: str) -> Markup:
     rows: list[list[object]] = []
     for found in spec["series"]:
         for _, value, low, high, n, place in found["points"]:
-            between = "" if low is None else f"{number(low, unit)} to {number(high, unit)}"
+            between = "" if low is None else interval(low, high, unit)
             rows.append([place, found["name"], number(value, unit), between, count(n)])
     numbers = table(f"Numbers of: {caption}", ["where", "line", spec["y"], "95 % interval", "n"], rows)
     behind = tag("details", join([tag("summary", "Numbers"), numbers]))
