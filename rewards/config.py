@@ -11,14 +11,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import yaml
 from pydantic import BaseModel
 from yaml.nodes import Node
 
 from rewards.config_reader import Reader
-from rewards.config_types import in_words, limits_of, paths, section_of
+from rewards.config_types import in_words, item_types, limits_of, paths, section_of
 from rewards.errors import ConfigError
 from rewards.reward_sections import (
     DemonstrationGainSection,
@@ -29,12 +29,13 @@ from rewards.reward_sections import (
     TriggerRule,
 )
 from rewards.section import Problem, Section
-from rewards.yaml_nodes import COMMAND_LINE, Dumper, compose, read_yaml
+from rewards.yaml_nodes import COMMAND_LINE, Dumper, compose, read_yaml, where
 
 __all__ = [
     "DemonstrationGainSection",
     "DifferentialRule",
     "GainSection",
+    "Knob",
     "Loaded",
     "Problem",
     "RewardFunction",
@@ -85,8 +86,7 @@ def load(
     Raises: ConfigError with one line per problem.
     """
     node = compose("", COMMAND_LINE) if path is None else read_yaml(path)
-    loaded = load_node(model, node, overrides, retired=retired, known_elsewhere=known_elsewhere)
-    return loaded
+    return load_node(model, node, overrides, retired=retired, known_elsewhere=known_elsewhere)
 
 
 def load_node(
@@ -99,10 +99,13 @@ def load_node(
 ) -> Loaded[M]:
     """The same from a mapping inside a file that was read with `read_yaml`."""
     reader = Reader(model, retired or {}, known_elsewhere or {})
-    reader.take_file(node)
-    for override in overrides:
-        reader.take_override(override)
-    config = reader.build()
+    try:
+        reader.take_file(node)
+        for override in overrides:
+            reader.take_override(override)
+        config = reader.build()
+    except RecursionError:
+        raise ConfigError(f"{where(node)}: an alias contains itself") from None
     resolved = json.loads(json.dumps(config.model_dump(), allow_nan=False))
     name = str(node.start_mark.name)
     path = None if name == COMMAND_LINE else Path(name)
@@ -121,15 +124,34 @@ def dump(loaded: Loaded[Any]) -> str:
     return f"# digest: {loaded.digest}\n{body}"
 
 
-def describe(model: type[BaseModel]) -> list[tuple[str, str, Any, str]]:
-    """(dotted path, type in words, default, description) of every knob, in their order."""
-    rows = []
-    for path, info in paths(model).items():
-        if section_of(info.annotation) is not None and not info.is_required():
+class Knob(NamedTuple):
+    """A key: dotted path (`a.b[].c` inside a list), type in words, default (`...`: required), description."""
+
+    path: str
+    type: str
+    default: Any
+    description: str
+
+
+def describe(model: type[BaseModel]) -> list[Knob]:
+    """Every knob, in their order, with the keys of list entries after the list."""
+    return list(_knobs(model, None, ""))
+
+
+def _knobs(model: type[BaseModel], defaults: BaseModel | None, prefix: str) -> Iterator[Knob]:
+    for name, info in model.model_fields.items():
+        path, section = prefix + name, section_of(info.annotation)
+        default = ... if info.is_required() else info.get_default(call_default_factory=True)
+        if defaults is not None:
+            default = getattr(defaults, name)
+        if section is not None:
+            yield from _knobs(section, default if isinstance(default, BaseModel) else None, f"{path}.")
             continue
-        default = None if info.is_required() else info.get_default(call_default_factory=True)
-        rows.append((path, in_words(info.annotation, limits_of(info)), default, info.description or ""))
-    return rows
+        yield Knob(path, in_words(info.annotation, limits_of(info)), default, info.description or "")
+        items = item_types(info.annotation, list)
+        entry = section_of(items[0]) if items else None
+        if entry is not None:
+            yield from _knobs(entry, None, f"{path}[].")
 
 
 def split_overrides(argv: Sequence[str]) -> list[str]:

@@ -15,15 +15,17 @@ from rewards.config_types import (
     candidates,
     in_words,
     is_text,
+    is_word,
     item_types,
     limits_of,
     nearest,
     paths,
+    scalars,
     section_of,
 )
 from rewards.errors import ConfigError
-from rewards.section import Section
-from rewards.yaml_nodes import COMMAND_LINE, compose, entries, is_null, plain, where
+from rewards.section import RULES_LATER, sections
+from rewards.yaml_nodes import COMMAND_LINE, compose, entries, is_null, plain, show, where
 
 Path = tuple[str | int, ...]
 Tree = dict[str, Any]  # of trees (sections) and nodes (values)
@@ -71,31 +73,28 @@ class Reader:
     def build(self) -> Any:
         """The model. Raises: ConfigError with all problems, one a line."""
         data = self._section(self.tree, self.model, ())
+        misspelt = bool(self.problems)
         config = None
         try:
             # JSON mode is strict about types and still takes lists for tuples and mappings for sections.
-            config = self.model.model_validate_json(json.dumps(data), strict=True)
+            config = self.model.model_validate_json(json.dumps(data), strict=True, context=RULES_LATER)
         except ValidationError as error:
             self._explain(error.errors(include_url=False))
+        # With unknown keys about, what a rule misses may be what was misspelt.
+        if config is not None and not misspelt:
+            for path, section in sections(config):
+                self.problems += [self._at((*path, *_key(key)), message) for key, message in section.rules()]
         if self.problems:
             shown = self.problems[:MOST_PROBLEMS]
             more = len(self.problems) - len(shown)
             raise ConfigError("\n".join([*shown, *([f"... and {more} more"] if more else [])]))
         return config
 
-    def cautions(self, config: BaseModel, path: Path = ()) -> Iterator[str]:
+    def cautions(self, config: BaseModel) -> Iterator[str]:
         """What the sections call allowed but probably not meant, with file and line."""
-        if isinstance(config, Section):
-            for key, message in config.cautions():
+        for path, section in sections(config):
+            for key, message in section.cautions():
                 yield self._at((*path, *_key(key)), message)
-        for name in type(config).model_fields:
-            value = getattr(config, name)
-            items = [((*path, name), value)]
-            if isinstance(value, list):
-                items = [((*path, name, i), item) for i, item in enumerate(value)]
-            for place, item in items:
-                if isinstance(item, BaseModel):
-                    yield from self.cautions(item, place)
 
     def _say(self, node: Node, message: str) -> None:
         self.problems.append(f"{where(node)}: {message}")
@@ -119,6 +118,10 @@ class Reader:
             use = f"`{found[0]}`" if len(found) == 1 else new
             self._say(node, f"`{key}` is retired; use {use}{' ' if more else ''}{more}")
             return
+        whole = next((path for path in self.known if key.startswith(f"{path}.") and not self._has_keys(path)), None)
+        if whole is not None:
+            self._say(node, f"unknown key `{key}`; `{whole}` is given whole")
+            return
         near = nearest(key, self.known)
         elsewhere = self.known_elsewhere.get(leaf)
         if elsewhere is not None and not any(path.rpartition(".")[2] == leaf for path in near):
@@ -130,46 +133,50 @@ class Reader:
             top = [path for path in self.known if "." not in path]
             self._say(node, f"unknown key `{key}`; keys here: {_listed(siblings or top)}")
 
+    def _has_keys(self, path: str) -> bool:
+        return any(other.startswith(f"{path}.") for other in self.known)
+
     def _assign(self, path: tuple[str, ...], key: Node, value: Node, *, replace: bool) -> None:
-        tree = self.tree
-        for n, part in enumerate(path[:-1], start=1):
-            self.places.setdefault(path[:n], key)
-            below = tree.get(part)
-            if not isinstance(below, dict):
-                below = tree[part] = {}
-            tree = below
-        section = section_of(self.known[".".join(path)].annotation)
-        expand = section is not None and (isinstance(value, MappingNode) or is_null(value))
-        if expand and is_null(value) and allows_null(self.known[".".join(path)].annotation):
-            expand = False
-        if not expand:
-            if path[-1] in tree and not replace:
-                self._say(key, f"`{'.'.join(path)}` is given twice (first at {where(self.places[path])})")
+        """Puts a value into the tree; a mapping for a section becomes a tree of its own."""
+        dotted = ".".join(path)
+        annotation = self.known[dotted].annotation
+        tree = self._below(path[:-1], key)
+        before = tree.get(path[-1])
+        if section_of(annotation) is None or (is_null(value) and allows_null(annotation)):
+            if before is not None and not replace:
+                self._say(key, f"`{dotted}` is given twice (first at {where(self.places[path])})")
                 return
             tree[path[-1]] = value
             self.places[path] = key
-            return
-        if replace:
-            tree.pop(path[-1], None)
-        self.places.setdefault(path, key)
-        if not isinstance(tree.get(path[-1]), dict):
-            tree[path[-1]] = {}
-        if is_null(value):
-            return
-        for name, (name_node, below_value) in entries(value).items():
-            dotted = ".".join((*path, name))
-            if dotted in self.known:
-                self._assign((*path, name), name_node, below_value, replace=replace)
-            else:
-                self._unknown(dotted, name_node)
+        elif isinstance(value, MappingNode) or is_null(value):
+            self.places.setdefault(path, key)
+            if replace or not isinstance(before, dict):
+                tree[path[-1]] = {}
+            for name, (name_node, below) in {} if is_null(value) else entries(value).items():
+                if f"{dotted}.{name}" in self.known:
+                    self._assign((*path, name), name_node, below, replace=replace)
+                else:
+                    self._unknown(f"{dotted}.{name}", name_node)
+        else:
+            self._say(key, f"{dotted}: expected a mapping, got {show(value)}")
+
+    def _below(self, path: tuple[str, ...], key: Node) -> Tree:
+        tree = self.tree
+        for n, part in enumerate(path, start=1):
+            self.places.setdefault(path[:n], key)
+            if not isinstance(tree.get(part), dict):
+                tree[part] = {}
+            tree = tree[part]
+        return tree
 
     def _override_value(self, text: str, annotation: Any) -> Node:
         """A value from the command line: YAML, or the text as it stands where only text can be meant."""
-        if is_text(annotation) and item_types(annotation, list) is None and not text.startswith(("'", '"')):
-            null = allows_null(annotation) and text in ("", "~", "null")
-            mark = compose("", COMMAND_LINE).start_mark
-            return ScalarNode(f"tag:yaml.org,2002:{'null' if null else 'str'}", text, mark)
-        return compose(text, COMMAND_LINE) if text.strip() else compose("null", COMMAND_LINE)
+        mark = compose("", COMMAND_LINE).start_mark
+        if text.strip() in ("", "~", "null") and not is_word(annotation, text):
+            return ScalarNode("tag:yaml.org,2002:null", text, mark)
+        if is_text(annotation) and not text.startswith(("'", '"', "[", "{")):
+            return ScalarNode("tag:yaml.org,2002:str", text, mark)
+        return compose(text, COMMAND_LINE)
 
     def _section(self, tree: Tree, model: type[BaseModel], path: Path) -> dict[str, Any]:
         data = {}
@@ -189,16 +196,12 @@ class Reader:
             return self._list(node, annotation, path)
         if isinstance(node, MappingNode):
             return self._mapping(node, annotation, path)
-        if is_null(node) and allows_null(annotation):
+        if is_null(node) and not is_word(annotation, node.value):
             return None
-        if is_text(annotation):
-            value: Any = node.value
-        else:
-            value = plain(node)
+        value = node.value if is_text(annotation) else plain(node)
         items = item_types(annotation, list)
-        if items is not None and not is_null(node) and not _takes_scalar(annotation):
-            return [self._value(node, items[0], (*path, 0))]  # one value where a list is expected
-        return value
+        # One value where a list is expected is a list of one.
+        return [self._value(node, items[0], (*path, 0))] if items and not scalars(annotation) else value
 
     def _list(self, node: SequenceNode, annotation: Any, path: Path) -> list[Any]:
         one = item_types(annotation, list)
@@ -235,15 +238,10 @@ class Reader:
         return f"{file}: {_dotted(path)}: {message}"
 
     def _explain(self, errors: list[ErrorDetails]) -> None:
-        broken_before = bool(self.problems)
         said: dict[Path, str] = {}
         for error in errors:
             path = self._path_of(error)
-            if error["type"] == "rule":
-                # With unknown keys about, what a rule misses may be what was misspelt.
-                for key, message in [] if broken_before else error["ctx"]["problems"]:
-                    self.problems.append(self._at((*path, *_key(key)), message))
-            elif error["type"] == "missing":
+            if error["type"] == "missing":
                 said[path] = "is required"
             else:
                 said.setdefault(path, self._mismatch(path, error))
@@ -279,10 +277,6 @@ class Reader:
 
 def _key(key: str) -> Path:
     return tuple(int(part) if part.isdigit() else part for part in key.split("."))
-
-
-def _takes_scalar(annotation: Any) -> bool:
-    return is_text(annotation) or any(in_words(annotation).find(word) == 0 for word in ("a number", "a whole", "true"))
 
 
 def _got(value: Any) -> str:

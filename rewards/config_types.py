@@ -43,15 +43,20 @@ def allows_null(annotation: Any) -> bool:
     return any(member in (type(None), Any) for member in members(annotation))
 
 
+def scalars(annotation: Any) -> list[Any]:
+    """The alternatives that are a single value, null aside."""
+    return [m for m in members(annotation) if m in (str, int, float, bool, Any) or get_origin(m) is Literal]
+
+
 def is_text(annotation: Any) -> bool:
-    """True when a scalar can only mean text here, so that `null`, `no` and `007` need no quotes."""
-    scalars = [m for m in members(annotation) if m in (str, int, float, bool, Any) or get_origin(m) is Literal]
-    words = [m for m in scalars if m is str or (m not in (int, float, bool, Any) and _words_only(m))]
-    return bool(scalars) and len(words) == len(scalars)
+    """True when a scalar can only mean text here, so that `no` and `007` need no quotes."""
+    single = scalars(annotation)
+    return bool(single) and all(m is str or get_origin(m) is Literal for m in single)
 
 
-def _words_only(literal: Any) -> bool:
-    return all(isinstance(value, str) for value in get_args(literal))
+def is_word(annotation: Any, text: str) -> bool:
+    """True when `text` is one of the words that may stand here."""
+    return any(get_origin(m) is Literal and text in get_args(m) for m in members(annotation))
 
 
 def paths(model: type[BaseModel], prefix: str = "") -> dict[str, FieldInfo]:
@@ -121,7 +126,7 @@ def _member_in_words(member: Any, limits: str) -> list[str]:
     if origin is Literal:
         return [f"`{value}`" for value in get_args(member)]
     if origin is list:
-        return [f"a list of {in_words(get_args(member)[0]).removeprefix('a ')}"]
+        return [f"a list of: {in_words(get_args(member)[0])}"]
     if origin is tuple:
         return [f"a list of {len(get_args(member))} values"]
     return ["a mapping"]

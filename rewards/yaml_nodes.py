@@ -38,9 +38,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads back as the same values: text that looks like a number is quoted."""
-
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+    """Quotes text that either version of YAML would read as something else, so that everybody reads the same."""
 
 
 for _name, _pattern, _first in _SCALARS:
@@ -116,19 +114,12 @@ def entries(node: Node) -> dict[str, tuple[Node, Node]]:
 def plain(node: Node) -> Any:
     """The node's value as None, bool, int, float, str, list and dict.
 
-    Raises: ConfigError for tags other than YAML's own, duplicate keys, and an alias that contains itself.
+    Raises: ConfigError for tags other than YAML's own, and for duplicate keys.
     """
-    try:
-        return _plain(node)
-    except RecursionError:
-        raise ConfigError(f"{where(node)}: an alias contains itself") from None
-
-
-def _plain(node: Node) -> Any:
     if isinstance(node, SequenceNode):
-        return [_plain(item) for item in node.value]
+        return [plain(item) for item in node.value]
     if isinstance(node, MappingNode):
-        return {key: _plain(value) for key, (_, value) in entries(node).items()}
+        return {key: plain(value) for key, (_, value) in entries(node).items()}
     text, kind = node.value, node.tag.removeprefix(_TAG)
     if kind in ("str", "merge"):
         return text

@@ -1,4 +1,4 @@
-"""Keys that people bring from elsewhere: retired names, keys of another stage, and keys of TRL that do not exist here."""
+"""Keys that people bring from elsewhere: keys of another stage, and keys of TRL that do not exist here."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ INSTEAD: dict[str, str] = {
     "do_predict": "use `evaluation.prompts`",
     "desirable_weight": "KTO is not implemented yet",
     "undesirable_weight": "KTO is not implemented yet",
-    "generation_batch_size": "each step samples its own completions; use `train.num_iterations` for several steps on one set",
-    "steps_per_generation": "each step samples its own completions; use `train.num_iterations` for several steps on one set",
+    "generation_batch_size": "each step samples anew; for several steps on one set, use `train.num_iterations`",
+    "steps_per_generation": "each step samples anew; for several steps on one set, use `train.num_iterations`",
     "label_smoothing_factor": "for DPO, use `train.label_smoothing`",
     "log_completions": "the ledger keeps every completion",
 }

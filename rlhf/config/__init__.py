@@ -7,12 +7,14 @@ No torch here: a configuration error must be shown before torch is loaded.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from rewards.config import DemonstrationGainSection, GainSection, Problem, RewardSection, Section
 from rewards.errors import ConfigError
+from rewards.yaml_nodes import entries, plain, read_yaml, where
 from rlhf.config.constraint import KLSection, OnlineReferenceSection, ReferenceSection, SFTReferenceSection, Source
 from rlhf.config.kl import refuse
 from rlhf.config.sections import (
@@ -172,6 +174,8 @@ class GRPOConfig(_Stage):
                         f"a differential on {what} in `place: reward` cancels exactly under `scale_rewards: group`; "
                         f"use a component among several, `place: advantage`, or `scale_rewards: none` or `batch`",
                     )
+        if any(self.reference.kl.rules()):
+            return
         try:
             self._kl_warnings()
         except ConfigError as error:
@@ -204,3 +208,15 @@ RETIRED: dict[str, str] = {
     "overwrite_output_dir": "the flag --overwrite",
     "no_cuda": "use_cpu",
 }
+
+
+def stage_of(path: Path) -> str:
+    """The stage that a configuration file says it is for. Raises: ConfigError when it says none."""
+    found = entries(read_yaml(path)).get("stage")
+    stage = None if found is None else plain(found[1])
+    if stage not in STAGES:
+        line = path if found is None else where(found[0])
+        raise ConfigError(
+            f"{line}: which stage is this for? Write `stage: {'|'.join(STAGES)}`, or name it in the command"
+        )
+    return str(stage)

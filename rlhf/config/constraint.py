@@ -71,6 +71,8 @@ class SFTReferenceSection(ReferenceSection):
     def rules(self) -> Iterator[Problem]:
         """The only divergence that holds on demonstrations, from a reference that has logits."""
         yield from super().rules()
+        if self.kl is not None and any(self.kl.rules()):
+            return
         try:
             refuse(self.settings(), on_policy=False)
         except ConfigError as error:

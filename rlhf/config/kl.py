@@ -119,8 +119,8 @@ def _refuse_in_the_reward(settings: KLSettings, scale_rewards: ScaleRewards, num
         raise ConfigError(f"ratio `{settings.ratio}` weights a term of the loss and does nothing in the reward")
     if scale_rewards == "group":
         raise ConfigError(
-            f"{settings.estimator} in the reward under `scale_rewards: group`: a group of equal rewards becomes noise of "
-            f"the estimate with unit variance; use `scale_rewards: none` or `batch`, or place `loss`"
+            f"{settings.estimator} in the reward under `scale_rewards: group`: a group of equal rewards becomes "
+            f"estimation noise of unit variance; use `scale_rewards: none` or `batch`, or place `loss`"
         )
     warnings = []
     if settings.estimator != "k1":

@@ -9,7 +9,6 @@ from pydantic import Field
 
 from rewards.config import Problem, Section
 
-
 PreferenceLoss = Literal["sigmoid"]
 
 
