@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,11 +14,11 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from rewards.config_types import (
     allows_null,
     candidates,
-    in_words,
     is_text,
     is_word,
     item_types,
-    limits_of,
+    members,
+    mismatch,
     nearest,
     paths,
     scalars,
@@ -43,11 +44,9 @@ class Reader:
         self.tree: Tree = {}
         self.places: dict[Path, Node] = {}
         self.problems: list[str] = []
-        self.root: Node | None = None
 
     def take_file(self, node: Node) -> None:
         """Reads a mapping whose keys are sections, dotted paths, or leaves that are unique over the sections."""
-        self.root = node
         self.places[()] = node
         for key, (key_node, value) in entries(node).items():
             path = self._meant(key, key_node)
@@ -141,16 +140,19 @@ class Reader:
         dotted = ".".join(path)
         annotation = self.known[dotted].annotation
         tree = self._below(path[:-1], key)
+        if replace:  # nothing of what the file has here is left, and neither is its place
+            tree.pop(path[-1], None)
+            self.places = {known: place for known, place in self.places.items() if known[: len(path)] != path}
         before = tree.get(path[-1])
         if section_of(annotation) is None or (is_null(value) and allows_null(annotation)):
-            if before is not None and not replace:
+            if before is not None:
                 self._say(key, f"`{dotted}` is given twice (first at {where(self.places[path])})")
                 return
             tree[path[-1]] = value
             self.places[path] = key
         elif isinstance(value, MappingNode) or is_null(value):
             self.places.setdefault(path, key)
-            if replace or not isinstance(before, dict):
+            if not isinstance(before, dict):
                 tree[path[-1]] = {}
             for name, (name_node, below) in {} if is_null(value) else entries(value).items():
                 if f"{dotted}.{name}" in self.known:
@@ -199,6 +201,8 @@ class Reader:
         if is_null(node) and not is_word(annotation, node.value):
             return None
         value = node.value if is_text(annotation) else plain(node)
+        if isinstance(value, float) and not math.isfinite(value) and Any in members(annotation):
+            self._say(node, f"{_dotted(path)}: expected a finite number, got {node.value}")
         items = item_types(annotation, list)
         # One value where a list is expected is a list of one.
         return [self._value(node, items[0], (*path, 0))] if items and not scalars(annotation) else value
@@ -214,9 +218,8 @@ class Reader:
         section = section_of(annotation)
         if section is None:
             kinds = item_types(annotation, dict)
-            if kinds is None:
-                return dict(plain(node))
-            return {key: self._value(value, kinds[1], (*path, key)) for key, (_, value) in entries(node).items()}
+            kind = kinds[1] if kinds else Any
+            return {key: self._value(value, kind, (*path, key)) for key, (_, value) in entries(node).items()}
         data = {}
         for key, (key_node, value) in entries(node).items():
             info = section.model_fields.get(key)
@@ -234,8 +237,7 @@ class Reader:
         for n in range(len(path), 0, -1):
             if path[:n] in self.places:
                 return f"{where(self.places[path[:n]])}: {_dotted(path)}: {message}"
-        file = str(self.root.start_mark.name) if self.root is not None else COMMAND_LINE
-        return f"{file}: {_dotted(path)}: {message}"
+        return f"{self.places[()].start_mark.name}: {_dotted(path)}: {message}"
 
     def _explain(self, errors: list[ErrorDetails]) -> None:
         said: dict[Path, str] = {}
@@ -244,7 +246,7 @@ class Reader:
             if error["type"] == "missing":
                 said[path] = "is required"
             else:
-                said.setdefault(path, self._mismatch(path, error))
+                said.setdefault(path, mismatch(self.model, path, error))
         for path, message in said.items():
             # A union complains about each of its members; the one that got furthest is the one that was meant.
             if not any(other[: len(path)] == path and other != path for other in said):
@@ -258,36 +260,9 @@ class Reader:
                 path = (*path, part)
         return (*path, error["loc"][-1]) if error["type"] == "missing" else path
 
-    def _mismatch(self, path: Path, error: ErrorDetails) -> str:
-        model: Any = self.model
-        annotation: Any = None
-        limits: list[Any] = []
-        for part in path:
-            if isinstance(part, str) and model is not None and part in model.model_fields:
-                info = model.model_fields[part]
-                annotation, limits = info.annotation, limits_of(info)
-            else:
-                kinds = item_types(annotation, list) or item_types(annotation, tuple) or item_types(annotation, dict)
-                annotation, limits = (kinds[-1] if kinds else Any), []
-            model = section_of(annotation)
-        if error["type"] in ("value_error", "string_too_short", "too_short", "too_long"):
-            return str(error["msg"])
-        return f"expected {in_words(annotation, limits)}, got {_got(error['input'])}"
-
 
 def _key(key: str) -> Path:
     return tuple(int(part) if part.isdigit() else part for part in key.split("."))
-
-
-def _got(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, dict):
-        return "a mapping"
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _listed(names: Any) -> str:

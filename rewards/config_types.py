@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 
 def members(annotation: Any) -> list[Any]:
@@ -135,3 +136,32 @@ def _member_in_words(member: Any, limits: str) -> list[str]:
 def limits_of(info: FieldInfo) -> list[Any]:
     """The bounds of a field."""
     return [limit for limit in info.metadata if isinstance(limit, Gt | Ge | Lt | Le | MinLen)]
+
+
+def mismatch(model: type[BaseModel], path: tuple[str | int, ...], error: ErrorDetails) -> str:
+    """What pydantic found at a path, as `expected ..., got ...`."""
+    within: type[BaseModel] | None = model
+    annotation: Any = None
+    limits: list[Any] = []
+    for part in path:
+        if isinstance(part, str) and within is not None and part in within.model_fields:
+            info = within.model_fields[part]
+            annotation, limits = info.annotation, limits_of(info)
+        else:
+            kinds = item_types(annotation, list) or item_types(annotation, tuple) or item_types(annotation, dict)
+            annotation, limits = (kinds[-1] if kinds else Any), []
+        within = section_of(annotation)
+    if error["type"] in ("string_too_short", "too_short"):
+        return "must not be empty"
+    if error["type"] in ("value_error", "too_long"):
+        return str(error["msg"])
+    return f"expected {in_words(annotation, limits)}, got {_in_short(error['input'])}"
+
+
+def _in_short(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict):
+        return "a mapping"
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
