@@ -18,14 +18,11 @@ class Tokeniser:
         self.tokenizer = tokenizer
         self.name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
         self._chat: Chat | None = None
-        bare = tokenizer("a", add_special_tokens=False)["input_ids"]
-        full = tokenizer("a", add_special_tokens=True)["input_ids"]
-        starts = [i for i in range(len(full) - len(bare) + 1) if full[i : i + len(bare)] == bare]
-        if not starts:
-            raise ConfigError(
-                f"{self.name}: special tokens change the tokens of the text: this tokenizer cannot be used"
-            )
-        self.prefix: list[int] = full[: starts[0]]
+        self.prefix = self._special_prefix()
+        # SentencePiece gives every text a space in front: a piece that continues another must not get one.
+        self._newline = self.encode(["\n"])[0]
+        alone, after = self.encode(["a", "\na"])
+        self._adds_space = alone != after[len(self._newline) :] and after[: len(self._newline)] == self._newline
 
     def _special_prefix(self) -> list[int]:
         """What the tokenizer puts before every text (bos, or nothing)."""
@@ -77,10 +74,14 @@ class Tokeniser:
     def sequences(self, rows: Sequence[tuple[Sequence[Piece], bool]]) -> list[tuple[list[list[int]], bool]]:
         """Ids piece by piece, and whether the pieces were encoded apart, for rows of (pieces, is a plain string)."""
         joined = [_prefixes(pieces) for pieces, _ in rows]
-        encoded = _spread(self.encode([text for texts in joined for text in texts]), joined)
+        # Both sides of a pair share their prompt: no text is encoded twice.
+        texts = list(dict.fromkeys(text for steps in joined for text in steps))
+        known = dict(zip(texts, self.encode(texts), strict=True))
+        encoded = [[known[text] for text in steps] for steps in joined]
         apart = [i for i, steps in enumerate(encoded) if not _each_begins_the_next(steps)]
-        separate = [[piece.text for piece in rows[i][0]] for i in apart]
-        redone = dict(zip(apart, _spread(self.encode([t for texts in separate for t in texts]), separate), strict=True))
+        tails = list(dict.fromkeys(piece.text for i in apart for piece in rows[i][0][1:]))
+        continued = dict(zip(tails, self._encode_continued(tails), strict=True))
+        redone = {i: [encoded[i][0], *(continued[piece.text] for piece in rows[i][0][1:])] for i in apart}
         out = []
         for i, (_, plain) in enumerate(rows):
             parts = redone.get(i) or [
@@ -93,6 +94,15 @@ class Tokeniser:
             out.append((parts, i in redone))
         return out
 
+    def _encode_continued(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of texts that continue another text, without the space that SentencePiece gives a beginning."""
+        alone = self.encode(texts)
+        if not self._adds_space:
+            return alone
+        cut = len(self._newline)
+        after = self.encode(["\n" + text for text in texts])
+        return [ids[cut:] if ids[:cut] == self._newline else single for ids, single in zip(after, alone, strict=True)]
+
     def _with_prefix(self, ids: list[int]) -> list[int]:
         return ids if self.prefix and ids[: len(self.prefix)] == self.prefix else [*self.prefix, *ids]
 
@@ -103,11 +113,6 @@ def _prefixes(pieces: Sequence[Piece]) -> list[str]:
         text += piece.text
         texts.append(text)
     return texts
-
-
-def _spread(flat: list[list[int]], like: Sequence[Sequence[str]]) -> list[list[list[int]]]:
-    items = iter(flat)
-    return [[next(items) for _ in texts] for texts in like]
 
 
 def _each_begins_the_next(steps: list[list[int]]) -> bool:

@@ -50,7 +50,20 @@ def with_bos() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
-PLAIN, BOS = byte_level(), with_bos()
+def spaced() -> PreTrainedTokenizerFast:
+    """As SentencePiece writes: a space is put before every text and marks the beginning of words; merges cross ends."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    inner.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
+    letters = [chr(code) for code in range(33, 127)] + ["\n", "\u2581"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=250, special_tokens=["<pad>", "</s>"], initial_alphabet=letters, show_progress=False
+    )
+    inner.train_from_iterator(WORDS * 5, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="<pad>")
+
+
+PLAIN, BOS, SPACED = byte_level(), with_bos(), spaced()
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<"), max_size=30)
 answers = texts.filter(lambda text: text.strip() != "")
 
@@ -168,6 +181,16 @@ def test_a_token_across_the_border_is_taken_apart_as_at_generation():
     assert samples[0].tokens.ids.tolist() == [*apart[0], *apart[1], PLAIN.eos_token_id]
     assert samples[0].tokens.prompt_length == 1
     assert report.counts == {MERGED: 1}
+
+
+@given(st.text("abcdefno rstw\n", max_size=15), st.text("abcdefno rstw\n", min_size=1, max_size=15))
+def test_a_completion_gets_no_space_that_it_does_not_have(prompt, completion):
+    if not completion.strip():
+        return
+    prompt = "q" + prompt  # a leading space is what this kind of tokenizer cannot tell from its own
+    tokens = one(demo(completion, prompt), SPACED)
+    assert SPACED.decode(tokens.prompt_ids) == prompt
+    assert SPACED.decode(tokens.ids) == prompt + completion + "</s>"
 
 
 def test_where_nothing_merges_the_ids_are_those_of_the_whole_text():
