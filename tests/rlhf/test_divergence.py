@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from rewards.errors import ConfigError
 from rlhf.reference.divergence import forward_kl, k1, k2, k3, kl_penalty, reverse_kl, reward_penalty
+from rlhf.reference.settings import KLSettings, refuse
 
 V, T = 4, 3
 TEXTS = torch.tensor(list(itertools.product(range(V), repeat=T)))
@@ -56,9 +58,10 @@ class World:
         (gradient,) = torch.autograd.grad(value, self.logits, retain_graph=True)
         return gradient
 
-    def sequence_kl(self) -> Tensor:
-        """KL(pi || ref) over whole texts."""
-        logp, logq = (self.logps(table)[:, 1:].sum(1) for table in (self.logits, self.reference))
+    def sequence_kl(self, *, forward: bool = False) -> Tensor:
+        """KL(pi || ref) over whole texts, or KL(ref || pi)."""
+        tables = (self.reference, self.logits) if forward else (self.logits, self.reference)
+        logp, logq = (self.logps(table)[:, 1:].sum(1) for table in tables)
         return (logp.exp() * (logp - logq)).sum()
 
     def visited(self, *, forward: bool = False) -> Tensor:
@@ -172,6 +175,27 @@ def test_sequence_ratio_keeps_the_gradient_exact_on_texts_of_an_older_policy(wor
 
 def test_k2_without_a_ratio_is_wrong_on_texts_of_an_older_policy(world: World) -> None:
     assert error(world, Form("k2", "loss", "sequence", "none"), world.sequence_kl(), off_policy=True) > 0.01
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("place", ["loss", "reward"])
+@pytest.mark.parametrize("ratio", ["none", "live", "detached"])
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3", "full"])
+def test_a_form_is_accepted_without_reserve_only_if_its_gradient_is_that_of_a_divergence(
+    estimator: str, place: str, level: str, ratio: str
+) -> None:
+    world = World()
+    form = Form(estimator, place, level, ratio)
+    try:
+        reserve = bool(refuse(KLSettings(estimator, place, level, ratio)))  # type: ignore[arg-type]
+    except ConfigError:
+        reserve = True
+    if place == "reward" and (estimator == "full" or ratio != "none"):
+        assert reserve  # there is no such form, or the ratio would do nothing
+        return
+    truths = [kl(forward=forward) for kl in (world.sequence_kl, world.visited) for forward in (False, True)]
+    smallest = min(error(world, form, truth) for truth in truths)
+    assert smallest > 0.01 if reserve else smallest < EXACT
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])

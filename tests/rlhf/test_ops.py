@@ -106,6 +106,18 @@ def test_head_on_predicting_states_only_gives_the_same_log_probabilities(generat
         predictors(states_BTH, ~mask_BT)
 
 
+def test_batch_without_a_counted_token_gives_zeros_and_a_gradient_of_zeros(generator: torch.Generator) -> None:
+    states_BTH, ids_BT = draw(generator, B, T, V).requires_grad_(), torch.zeros(B, T, dtype=torch.int64)
+    mask_BT = torch.zeros(B, T, dtype=torch.bool)
+    logits_XV = predictors(states_BTH, mask_BT)
+    total = scatter(gather_logprobs(logits_XV, ids_BT[mask_BT]), mask_BT) + scatter(
+        position_entropy(logits_XV), mask_BT
+    )
+    total.sum().backward()
+    assert total.shape == (B, T) and not total.any()
+    assert states_BTH.grad is not None and not states_BTH.grad.any()
+
+
 def test_what_is_not_counted_never_reaches_a_sum_or_its_gradient() -> None:
     x_BT = torch.tensor([[1.0, math.nan, 3.0], [math.inf, 4.0, 5.0]], requires_grad=True)
     mask_BT = torch.tensor([[True, False, True], [False, True, False]])
