@@ -90,13 +90,14 @@ def _report(args: argparse.Namespace, ledger: Ledger) -> int:
     if args.out is None and args.json is None:
         raise UserError("nothing to write: give --out report.html, --json report.json, or both")
     report = build_report(ledger, args.run)
-    _note(f"run {report.data['run']}: {report.data['sessions']:,} sessions")
+    said = [f"run {report.data['run']}: {report.data['sessions']:,} sessions"]
     if args.out is not None:
-        _note(f"page: {write_html(report, args.out)}")
+        said.append(f"page: {write_html(report, args.out)}")
     if args.json == "-":
         print(dumps(report.data), end="")
     elif args.json is not None:
-        _note(f"document: {write_json(report, args.json)}")
+        said.append(f"document: {write_json(report, args.json)}")
+    _note("\n".join(said))
     if not report.data["ledger"]["verified"]:
         _note(f"error: the ledger does not verify: {report.data['ledger']['first_bad']}")
         return 1

@@ -219,3 +219,39 @@ def as_runs(sessions, steps, run="demo/grpo"):
             }
         )
     return found
+
+
+def fill(ledger, steps, run="demo/grpo", crash_at=None):
+    """Writes the whole pipeline into a ledger; with crash_at the online run loses that step and resumes before it."""
+    for name, events in stage_events(steps, run).items():
+        if name != run:
+            with ledger.writer(name, pipeline_id="demo") as writer:
+                for kind, payload, step in events:
+                    writer.event(kind, payload, step=step)
+    rows, last = dict(steps), steps[-1][0]
+    events = stage_events(steps, run)[run]
+    if crash_at is None:
+        with ledger.writer(run, pipeline_id="demo") as writer:
+            _write(writer, rows, events, 0, last)
+        return
+    kept = crash_at - 10
+    with ledger.writer(run, pipeline_id="demo") as writer:
+        _write(writer, rows, events, 0, kept)
+        position = writer.checkpoint(step=kept)
+        _write(writer, {step: rows[last - step] for step in range(kept + 1, crash_at + 1)}, [], kept, crash_at)
+    with ledger.writer(run, pipeline_id="demo", resume=position) as writer:
+        writer.event("resumed", {"from_attempt": 1, "resume_step": kept, "path": None})
+        writer.event(*events[0][:2])
+        _write(writer, rows, events, kept, last)
+
+
+def _write(writer, rows, events, after, upto):
+    for kind, payload, step in events:
+        if step is None and after == 0:
+            writer.event(kind, payload)
+    for step in range(after, upto + 1):
+        if step > after:
+            writer.append(step=step, rows=rows[step])
+        for kind, payload, at in events:
+            if at == step and (step > after or after == 0):
+                writer.event(kind, payload, step=step)
