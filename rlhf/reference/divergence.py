@@ -18,7 +18,9 @@ A form is (estimator, place, level, ratio). Its expected gradient on-policy, whi
     k2, loss, token, none or detached      the same as token-level k3 with a live ratio, sample by sample
     full, loss, token or sequence, none    KL(pi || ref) at the prefixes that were visited, without sampling noise
     k1, reward, token                      KL(pi || ref) at the prefixes that were visited
-    k3, loss, token, none                  KL(ref || pi), the *forward* divergence, at the prefixes that were visited
+    k3, loss, token, none or detached      KL(ref || pi), the *forward* divergence, at the prefixes that were visited
+    k3, loss, sequence, none or detached   KL(ref || pi) of the sequence
+    k2 or k3, reward                       no divergence's
     k1, loss, none or detached             zero
 
 Sequence and token level differ in size by about the length of a text: beta is per nat and sequence, or per nat and
