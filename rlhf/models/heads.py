@@ -72,6 +72,12 @@ class RewardModel(Policy):
         scores_B = (hidden_BH.to(self.head_weight.dtype) * self.head_weight).sum(dim=-1)
         return scores_B - self.offset.to(scores_B.dtype)
 
+    def freeze_language_head(self) -> None:
+        """The language-model head is kept and not trained; a head that shares the embeddings stays with them."""
+        head = self._core().get_output_embeddings()
+        if head is not None and head.weight is not self._core().get_input_embeddings().weight:
+            head.requires_grad_(False)
+
     def set_offset(self, offset: float) -> None:
         """From now on subtract this from what the head gives (not added to an earlier offset)."""
         self.offset.fill_(offset)

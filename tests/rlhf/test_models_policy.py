@@ -1,0 +1,243 @@
+"""The policy wrapper: padding, what it returns, adapters, saving and reading back."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, CohereConfig, GPT2Config, LlamaConfig
+
+from rewards.errors import ConfigError
+from rlhf.batch import TokenBatch
+from rlhf.models.policy import Policy
+
+VOCABULARY = 53
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+    "bos_token_id": None,
+}
+ROWS = [[4, 9, 2, 7, 1], [3, 3, 8], [6, 1, 5, 30, 31, 32, 33, 1]]
+EVERYTHING = frozenset({"logps", "logits", "entropy"})
+
+
+def llama(**changes):
+    return LlamaConfig(**{**SIZES, "tie_word_embeddings": True, "pad_token_id": 1, "eos_token_id": 1, **changes})
+
+
+def make_policy(config=None, dtype=torch.float64, seed=0):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Policy(AutoModelForCausalLM.from_config(config or llama(), dtype=dtype))
+
+
+def adapted(policy, seed=1, targets=("q_proj", "v_proj")):
+    import peft
+
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=4, target_modules=list(targets), lora_dropout=0.0, init_lora_weights=False
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Policy(peft.get_peft_model(policy.model, config))
+
+
+def batch(rows=ROWS, *, left=False, width=None, pad=1):
+    width = width or max(map(len, rows))
+    ids = torch.full((len(rows), width), pad)
+    attention = torch.zeros(len(rows), width, dtype=torch.bool)
+    mask = attention.clone()
+    for row, text in enumerate(rows):
+        start = width - len(text) if left else 0
+        ids[row, start : start + len(text)] = torch.tensor(text)
+        attention[row, start : start + len(text)] = True
+        mask[row, start + 1 : start + len(text)] = True
+    return TokenBatch(ids, attention, mask)
+
+
+def by_hand(policy, text, temperature=1.0):
+    """Log-probabilities of text[1:], one row, no padding, from the model itself."""
+    with torch.no_grad():
+        logits = policy.model(torch.tensor([text])).logits[0] / temperature
+    return torch.stack([torch.log_softmax(logits[t - 1], -1)[text[t]] for t in range(1, len(text))])
+
+
+def same_weights(one, two):
+    a, b = one.state_dict(), two.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+CONFIGS = {
+    "tied": llama,
+    "head of its own": lambda: llama(tie_word_embeddings=False),
+    "learned positions": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+    "scaled logits": lambda: CohereConfig(**SIZES, logit_scale=0.5, pad_token_id=1, eos_token_id=1),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logps_of_padded_rows_are_those_of_each_row_alone(name, left, temperature):
+    policy = make_policy(CONFIGS[name]()).eval()
+    tokens = batch(left=left, width=11)
+    logps_BT = policy(tokens, temperature=temperature).logps_BT
+    for row, text in enumerate(ROWS):
+        torch.testing.assert_close(logps_BT[row][tokens.mask_BT[row]], by_hand(policy, text, temperature))
+    assert torch.equal(logps_BT[~tokens.mask_BT], torch.zeros_like(logps_BT[~tokens.mask_BT]))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_counted_positions_alone_give_what_all_logits_give(name):
+    policy = make_policy(CONFIGS[name]()).eval()
+    tokens = batch()
+    few, all_logits = policy(tokens, need=frozenset({"logps", "entropy"})), policy(tokens, need=EVERYTHING)
+    assert few.logits_BTV is None
+    torch.testing.assert_close(few.logps_BT, all_logits.logps_BT)
+    torch.testing.assert_close(few.entropy_BT, all_logits.entropy_BT)
+    logps_BTV = torch.log_softmax(all_logits.logits_BTV, -1)
+    entropy_BT = -(logps_BTV.exp() * logps_BTV).sum(-1)
+    torch.testing.assert_close(few.entropy_BT[tokens.mask_BT], entropy_BT[tokens.mask_BT])
+    chosen_BT = logps_BTV.gather(-1, tokens.ids_BT[..., None])[..., 0]
+    torch.testing.assert_close(few.logps_BT[tokens.mask_BT], chosen_BT[tokens.mask_BT])
+
+
+def test_only_a_head_without_scaling_is_applied_alone():
+    for name, expected in [("tied", True), ("scaled logits", False)]:
+        policy = make_policy(CONFIGS[name]())
+        policy(batch())
+        assert policy._head_alone is expected
+
+
+def test_gradients_do_not_depend_on_the_path_or_the_padding():
+    gradients = []
+    for need, tokens in [
+        (frozenset({"logps"}), batch()),
+        (EVERYTHING, batch(width=12)),
+        (frozenset({"logps"}), batch(left=True)),
+    ]:
+        policy = make_policy()
+        (policy(tokens, need=need).logps_BT * tokens.mask_BT).sum().backward()
+        gradients.append([parameter.grad for parameter in policy.parameters()])
+    for other in gradients[1:]:
+        for one, two in zip(gradients[0], other, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_the_end_token_is_learned_where_it_is_also_the_padding():
+    # llama() pads with its end token 1; row 2 has it inside and at its end.
+    policy = make_policy()
+    assert policy.model.get_input_embeddings().padding_idx is None
+    tokens = batch([ROWS[2]], width=12)
+    policy.model.lm_head.weight = torch.nn.Parameter(policy.model.lm_head.weight.detach().clone())
+    policy(tokens).logps_BT.sum().backward()
+    assert policy.model.lm_head.weight.grad[1].abs().sum() > 0
+    assert policy.model.model.embed_tokens.weight.grad[1].abs().sum() > 0
+    before = policy(tokens).logps_BT[0, 7].item()
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.05 * parameter.grad
+    assert policy(tokens).logps_BT[0, 7].item() > before
+
+
+def test_what_is_not_there_cannot_be_asked_for():
+    policy = make_policy()
+    with pytest.raises(ValueError, match=r"Policy gives .* asked for \['scores'\]"):
+        policy(batch(), need=frozenset({"scores"}))
+    with pytest.raises(ValueError, match="asked for"):
+        policy(batch(), need=frozenset())
+
+
+def test_gradient_checkpointing_gives_the_same_gradients():
+    gradients = []
+    for checkpointing in (False, True):
+        policy = make_policy().train()
+        if checkpointing:
+            policy.enable_gradient_checkpointing()
+        policy(batch()).logps_BT.sum().backward()
+        gradients.append([parameter.grad for parameter in policy.parameters()])
+    assert policy.model.is_gradient_checkpointing
+    for one, two in zip(*gradients, strict=True):
+        assert torch.equal(one, two)
+
+
+def test_dropout_can_be_switched_off_but_not_the_adapters():
+    import peft
+
+    config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.5)
+    policy = make_policy(config).train()
+    assert not torch.equal(policy(batch()).logps_BT, policy(batch()).logps_BT)
+    policy.disable_dropout()
+    assert torch.equal(policy(batch()).logps_BT, policy(batch()).logps_BT)
+    with_attention = make_policy(llama(attention_dropout=0.5)).train()
+    assert not torch.equal(with_attention(batch()).logps_BT, with_attention(batch()).logps_BT)
+    with_attention.disable_dropout()
+    assert torch.equal(with_attention(batch()).logps_BT, with_attention(batch()).logps_BT)
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.5, init_lora_weights=False)
+    adapter = Policy(peft.get_peft_model(make_policy().model, lora)).train()
+    adapter.disable_dropout()
+    assert not torch.equal(adapter(batch()).logps_BT, adapter(batch()).logps_BT)
+
+
+def test_adapter_off_is_the_model_before_the_adapter():
+    plain = make_policy().eval()
+    expected = plain(batch()).logps_BT.detach()
+    policy = adapted(make_policy()).eval()
+    assert policy.has_adapter
+    on = policy(batch()).logps_BT
+    with policy.disabled_adapter(), torch.no_grad():
+        assert torch.equal(policy(batch()).logps_BT, expected)
+    assert torch.equal(policy(batch()).logps_BT, on)
+    assert not torch.equal(on, expected)
+    on.sum().backward()
+    trained = [name for name, parameter in policy.named_parameters() if parameter.grad is not None]
+    assert trained
+    assert all("lora_" in name for name in trained)
+
+
+def test_no_adapter_to_switch_off_is_an_error():
+    with pytest.raises(ConfigError, match=r"needs model\.use_peft"), make_policy().disabled_adapter():
+        pass
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_come_back_bit_for_bit_and_in_place(name, dtype, tmp_path, capfd):
+    policy, other = make_policy(CONFIGS[name](), dtype), make_policy(CONFIGS[name](), dtype, seed=5)
+    policy.save(tmp_path)
+    places = [parameter.data_ptr() for parameter in other.parameters()]
+    assert not same_weights(policy, other)
+    other.load_weights(tmp_path)
+    assert same_weights(policy, other)
+    assert [parameter.data_ptr() for parameter in other.parameters()] == places
+    tied = other.model.get_output_embeddings().weight is other.model.get_input_embeddings().weight
+    assert tied == bool(other.config.tie_word_embeddings)
+    assert capfd.readouterr().err == ""
+
+
+def test_adapter_weights_come_back_bit_for_bit_and_nothing_else_is_saved(tmp_path):
+    policy, other = adapted(make_policy()), adapted(make_policy(), seed=2)
+    policy.save(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    assert not (tmp_path / "base").exists()
+    assert not same_weights(policy, other)
+    other.load_weights(tmp_path)
+    assert same_weights(policy, other)
+
+
+def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path):
+    make_policy(llama(hidden_size=16, intermediate_size=16)).save(tmp_path / "narrow")
+    make_policy(llama(num_hidden_layers=1)).save(tmp_path / "shallow")
+    make_policy(llama(num_hidden_layers=3)).save(tmp_path / "deep")
+    adapted(make_policy(), targets=["k_proj"]).save(tmp_path / "adapter")
+    full, adapter = make_policy(), adapted(make_policy())
+    for policy, folder in [(full, "narrow"), (full, "shallow"), (full, "deep"), (adapter, "adapter")]:
+        before = {name: tensor.clone() for name, tensor in policy.state_dict().items()}
+        with pytest.raises(ConfigError, match="holds the weights of another model"):
+            policy.load_weights(tmp_path / folder)
+        assert all(torch.equal(before[name], tensor) for name, tensor in policy.state_dict().items())
+    for policy, folder in [(full, "adapter"), (adapter, "deep"), (full, "missing")]:
+        with pytest.raises(ConfigError, match=r"no config\.json|no adapter_model|no such folder"):
+            policy.load_weights(tmp_path / folder)
