@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,13 @@ import numpy as np
 
 from rewards.errors import ConfigError, DataError, UserError
 from rlhf.data.files import SUFFIXES, read_file, suffix_of
+from rlhf.data.hub import read_hub
 
 if TYPE_CHECKING:
     from rlhf.config import DataSection, DatasetSource
 
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 _PACKAGED = {"json", "csv", "parquet"}  # names that `datasets` gives to its file loaders: `path: json, data_files: X`
-_WITHOUT_HUB = "connect to the network, or download the files and give their path as data.dataset_name"
 
 
 @dataclass(frozen=True)
@@ -221,24 +220,6 @@ def _read_recipe(recipe: Path, source: _Source, data: DataSection, seed: int) ->
 
 
 def _read_hub(source: _Source) -> list[RawRow]:
-    """Rows of a hub data set, through the `datasets` library (its cache serves without a network too)."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise DataError(f"{source.path}: hub data sets need the extra: pip install 'rlhf-ledger[train]'") from error
-    files = source.data_files or None
-    try:
-        table = datasets.load_dataset(source.path, source.name, data_files=files, split=source.split)
-    except ConnectionError as error:
-        offline = " (HF_HUB_OFFLINE is set)" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
-        raise DataError(
-            f"{source.path}: no file or folder of that name here, and the hub cannot be reached{offline}: "
-            f"{_WITHOUT_HUB}"
-        ) from error
-    except Exception as error:  # the library raises a dozen unrelated types: what a person needs is name and reason
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(f"{source.path} (split `{source.split}`): not readable from the hub: {reason}") from error
-    if len(table) == 0:
-        raise DataError(f"{source.path}: split `{source.split}` has no rows")
+    rows = read_hub(source.path, source.name, source.data_files, source.split)
     label = source.path if source.split == "train" else f"{source.path}/{source.split}"
-    return [RawRow(source.path, label, i, None, dict(values)) for i, values in enumerate(table, 1)]
+    return [RawRow(source.path, label, i, None, values) for i, values in enumerate(rows, 1)]

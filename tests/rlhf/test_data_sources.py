@@ -219,24 +219,58 @@ def test_no_source_is_an_error_that_says_what_can_be_one():
         read_rows(DataSection())
 
 
-def test_a_hub_id_without_network_is_one_clear_line_before_torch_is_loaded(tmp_path):
-    code = (
-        "import sys\n"
-        "from rlhf.config import DataSection\n"
-        "from rlhf.data.sources import read_rows\n"
-        "from rewards.errors import DataError\n"
-        "try:\n"
-        "    read_rows(DataSection(dataset_name='someone/some_pairs'))\n"
-        "except DataError as error:\n"
-        "    print(error)\n"
-        "assert 'torch' not in sys.modules\n"
-    )
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+HUB = """
+import sys, threading, time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from rewards.errors import DataError
+from rlhf.config import DataSection
+from rlhf.data.sources import read_rows
+
+class NoSuchRepository(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(404)
+        self.send_header("X-Error-Code", "RepoNotFound")
+        self.end_headers()
+    def log_message(self, *args):
+        pass
+
+if sys.argv[1] == "serve":
+    import os
+    server = HTTPServer(("127.0.0.1", 0), NoSuchRepository)
+    os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+start = time.monotonic()
+try:
+    read_rows(DataSection(dataset_name="someone/some_pairs"))
+except DataError as error:
+    print(error)
+assert time.monotonic() - start < 15
+assert "torch" not in sys.modules
+"""
+
+
+def ask_hub(home: Path, how: str, **variables: str) -> str:
+    env = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+    env |= {"HF_HOME": str(home), "HF_HUB_DISABLE_TELEMETRY": "1", **variables}
+    command = [sys.executable, "-c", HUB, how]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     (line,) = done.stdout.splitlines()
-    assert line.startswith("someone/some_pairs: no file or folder of that name here, and the hub cannot be reached")
-    assert "HF_HUB_OFFLINE" in line
-    assert "give their path" in line
+    assert done.stderr == ""
+    return line
+
+
+def test_a_hub_id_without_network_is_one_clear_line_before_torch_is_loaded(tmp_path):
+    line = ask_hub(tmp_path, "offline", HF_HUB_OFFLINE="1")
+    assert line == (
+        "someone/some_pairs: no file or folder of that name here, and the hub cannot be reached (HF_HUB_OFFLINE is "
+        "set): connect to the network, or download the files and give their path as data.dataset_name"
+    )
+    line = ask_hub(tmp_path, "refused", HF_ENDPOINT="http://127.0.0.1:9")
+    assert "the hub cannot be reached: connect" in line
+
+
+def test_a_hub_id_that_does_not_exist_is_told_from_a_missing_network(tmp_path):
+    assert "no such data set on the hub" in ask_hub(tmp_path, "serve")
 
 
 def test_the_data_path_up_to_tokens_needs_neither_torch_nor_the_hub_library():
