@@ -144,7 +144,7 @@ def _records(rows: Sequence[RawRow], form: str, category_column: str) -> tuple[l
         category = columns.get(category_column)
         records.append(
             Record(
-                row_id=str(columns.get("row_id") or f"{row.file}:{row.row}"),
+                row_id=f"{row.file}:{row.row}" if columns.get("row_id") is None else str(columns["row_id"]),
                 dataset_id=row.dataset_id,
                 ref=row.ref,
                 kind=FORMATS[form].kind,

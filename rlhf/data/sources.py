@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -61,8 +61,10 @@ def read_rows(data: DataSection, split: str | None = None, seed: int = 42) -> li
     Raises: ConfigError for a source that cannot be meant, DataError (file and row) for one that cannot be read.
     """
     rows: list[RawRow] = []
+    labels: set[str] = set()
     for index, source in enumerate(_sources(data, split)):
-        found = _rename(_read_source(source, data, seed), source)
+        found = _rename(_apart(_read_source(source, data, seed), source, index, labels), source)
+        labels |= {row.file for row in found}
         if source.fraction < 1:
             count = round(len(found) * source.fraction)
             if count == 0:
@@ -72,6 +74,15 @@ def read_rows(data: DataSection, split: str | None = None, seed: int = 42) -> li
     if data.max_rows is not None and len(rows) > data.max_rows:
         rows = _sample(rows, data.max_rows, [seed, 1_000_003])
     return rows
+
+
+def _apart(rows: list[RawRow], source: _Source, index: int, taken: set[str]) -> list[RawRow]:
+    """The rows under names that no earlier source has: two folders may each have a train.jsonl."""
+    path = Path(source.path)
+    for prefix in ("", f"{path.name if path.is_dir() else path.parent.name}/", f"datasets.{index}/"):
+        if prefix != "/" and not taken & {prefix + row.file for row in rows}:
+            break
+    return [replace(row, file=prefix + row.file) for row in rows] if prefix else rows
 
 
 def _sample(rows: list[RawRow], count: int, key: list[int]) -> list[RawRow]:
@@ -221,5 +232,5 @@ def _read_recipe(recipe: Path, source: _Source, data: DataSection, seed: int) ->
 
 def _read_hub(source: _Source) -> list[RawRow]:
     rows = read_hub(source.path, source.name, source.data_files, source.split)
-    label = source.path if source.split == "train" else f"{source.path}/{source.split}"
+    label = "/".join([source.path, *([source.name] if source.name else []), source.split])
     return [RawRow(source.path, label, i, None, values) for i, values in enumerate(rows, 1)]

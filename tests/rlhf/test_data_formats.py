@@ -211,7 +211,8 @@ def test_the_format_can_be_overridden_and_unknown_names_are_refused():
 
 def test_row_ids_come_from_the_column_or_the_place_and_are_unique():
     assert one({"prompt": "p", "row_id": "r7"}).row_id == "r7"
-    assert one({"prompt": "p"}).row_id == "pairs.jsonl:1"
+    assert one({"prompt": "p", "row_id": 0}).row_id == "0"
+    assert one({"prompt": "p"}).row_id == one({"prompt": "p", "row_id": None}).row_id == "pairs.jsonl:1"
     assert error({"prompt": "p", "row_id": "a"}, {"prompt": "q", "row_id": "a"}) == (
         "pairs.jsonl:2: row_id `a` was used before, at pairs.jsonl:1"
     )

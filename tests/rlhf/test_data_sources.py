@@ -99,6 +99,13 @@ def test_sources_are_joined_with_their_columns_renamed(tmp_path):
     assert rows[-1].values == {"prompt": "x", "completion": "y"}
 
 
+def test_sources_with_files_of_one_name_keep_apart(tmp_path):
+    one, two = write(tmp_path / "x" / "train.jsonl", ROWS[:1]), write(tmp_path / "y" / "train.jsonl", ROWS[:1])
+    sources = [DatasetSource(path=str(path)) for path in (one, two.parent, two)]
+    refs = [row.ref for row in read_rows(DataSection(datasets=sources))]
+    assert refs == ["train.jsonl:1", "y/train.jsonl:1", "datasets.2/train.jsonl:1"]
+
+
 def test_columns_may_swap_but_not_fall_on_each_other(tmp_path):
     path = write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": "c"}])
 
