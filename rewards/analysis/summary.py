@@ -65,6 +65,22 @@ def stages(events: Sequence[Event], order: Sequence[str]) -> list[dict[str, Any]
     ]
 
 
+def reward_ends(table: pa.Table, pairs: bool = False) -> dict[str, Any]:
+    """Mean rewards in the first and the last sessions; for pairs also the share whose margin is above 0."""
+    windows = end_windows(table.num_rows)
+    if windows is None:
+        nothing = {"first": None, "last": None, "why": "fewer than two sessions"}
+        return {"baseline": nothing, "adjusted": nothing, "ranked_right": nothing}
+    baseline, adjusted = floats(table, "baseline_reward"), floats(table, "adjusted_reward")
+    right = np.where(np.isfinite(baseline) & pairs, baseline > 0, np.nan)
+    ends = {
+        name: _pair(*(mean_estimate(values[window]) for window in windows))
+        for name, values in (("baseline", baseline), ("adjusted", adjusted))
+    }
+    ranked = _pair(*(share_estimate(right[window]) for window in windows))
+    return ends | {"ranked_right": ranked if pairs else ranked | {"why": "its sessions are not pairs"}}
+
+
 def categories(table: pa.Table) -> list[dict[str, Any]]:
     """Reward, compliance and classifications by category in the first and the last sessions of the run."""
     windows = end_windows(table.num_rows)

@@ -109,9 +109,17 @@ def _convergence(
         "bins": curve,
         "marks": _marks(record, own, changes),
         "change": convergence.reward_change(record.train, bins),
-        "unit": "reward" if record.online else "margin: the objective's z, baseline_reward of a pair or demonstration",
+        "unit": _unit(record),
+        "ends": summary.reward_ends(record.train, pairs=_unit(record) == "margin"),
         "why": None if known else ("no session has a baseline reward" if curve else "the run has no sessions"),
     }
+
+
+def _unit(record: Record) -> str:
+    """What a baseline reward is here: a completion's reward, a pair's margin, or a demonstration's weight."""
+    if record.online:
+        return "reward"
+    return "weight" if record.pipeline == "sft" else "margin"
 
 
 def _marks(

@@ -28,8 +28,10 @@ def overview(data: Data) -> Markup:
     window = data["summary"]["window"]
     if not window:
         return section("overview", "First and last sessions", nothing("fewer than two sessions"))
-    behaviour, kl = data["behaviour"], data["reference"]["kl_nats"]
+    behaviour, kl, ends = data["behaviour"], data["reference"]["kl_nats"], data["convergence"]["ends"]
     measures = [
+        (f"Mean baseline {data['convergence']['unit']}", ends["baseline"], "measure"),
+        ("Training pairs ranked right (margin above 0)", ends["ranked_right"], "share"),
         ("Answers with unsolicited content, penalised families", behaviour["unsolicited_share"], "share"),
         ("Answers with unsolicited content, never penalised", behaviour["unsolicited_gold"], "share"),
         ("Distinct answers", behaviour["diversity"], "share"),
@@ -38,21 +40,32 @@ def overview(data: Data) -> Markup:
         ("Distinct word pairs", behaviour["distinct_2"], "share"),
     ]
     rows: list[Sequence[object]] = []
+    absent: dict[str, list[str]] = {}
     for name, pair, unit in measures:
         if pair["first"] is None and pair["last"] is None:
-            rows.append([name, tag("span", pair["why"], class_="none"), "", ""])
+            absent.setdefault(pair["why"], []).append(name[0].lower() + name[1:])
         else:
             picture = span(pair) if unit == "share" else ""
             rows.append([_measured(name, pair), end(pair, "first", unit), end(pair, "last", unit), picture])
-    rows.append(["KL to the reference, nats a session", estimate(kl["first"]), estimate(kl["last"]), ""])
-    width = count(window)
-    note = paragraph(
-        f"Task part: {behaviour['task_part']}. Richness is what a sample of fixed size is expected to hold, so that "
-        "longer or more answers do not look richer. Intervals are 95 %; n counts sessions (prompts for two answers to "
-        "one prompt)."
-    )
-    head = ["", f"first {width}", f"last {width}", "0 to 100 %: first hollow, last filled"]
-    return section("overview", "First and last sessions", table(f"First and last {width} sessions", head, rows), note)
+    if kl["first"]["value"] is None and kl["last"]["value"] is None:
+        absent.setdefault(data["kl"]["why"] or kl["first"]["why"], []).append("KL to the reference")
+    else:
+        rows.append(["KL to the reference, nats a session", estimate(kl["first"]), estimate(kl["last"]), ""])
+    width, parts = count(window), []
+    if rows:
+        head = ["", f"first {width}", f"last {width}", "0 to 100 %: first hollow, last filled"]
+        parts.append(table(f"First and last {width} sessions", head, rows))
+    # That a sampled run has no pairs, or a run of pairs no answers, is no gap in the record.
+    parts += [
+        nothing(f"{', '.join(names)}: {why}") for why, names in absent.items() if why != "its sessions are not pairs"
+    ]
+    note = "Intervals are 95 %; n counts sessions."
+    if behaviour["diversity"]["first"] is not None:
+        note = (
+            f"Task part: {behaviour['task_part']}. Richness is what a sample of fixed size is expected to hold, so "
+            f"that longer or more answers do not look richer. {note} For two answers to one prompt it counts prompts."
+        )
+    return section("overview", "First and last sessions", *parts, paragraph(note))
 
 
 def _measured(name: str, pair: Data) -> Markup:
@@ -76,13 +89,21 @@ def stages(data: Data) -> Markup:
         rows: list[Sequence[object]] = [
             [name, *(_metric((found.get("metrics") or {}).get(name)) for found in mine)] for name in names
         ]
-        slices = list(dict.fromkeys(name for found in mine for name in found.get("by_category") or {}))
-        for name in slices:
-            inside = [(found.get("by_category") or {}).get(name) or {} for found in mine]
-            for metric in dict.fromkeys(key for found in inside for key in found):
-                rows.append([f"{name}: {metric}", *(_metric(found.get(metric)) for found in inside)])
         parts.append(table(f"Suite {suite}", head, rows))
+        parts.append(_stage_slices(mine, head))
     return section("stages", title, *parts)
+
+
+def _stage_slices(evaluations: Sequence[Data], head: Sequence[object]) -> Markup:
+    """The same by category, folded away: a row for every category and figure."""
+    rows: list[Sequence[object]] = []
+    for name in dict.fromkeys(name for found in evaluations for name in found.get("by_category") or {}):
+        inside = [(found.get("by_category") or {}).get(name) or {} for found in evaluations]
+        for metric in dict.fromkeys(key for found in inside for key in found):
+            rows.append([f"{name}: {metric}", *(_metric(found.get(metric)) for found in inside)])
+    if not rows:
+        return Markup("")
+    return tag("details", join([tag("summary", "By category"), table("By category", head, rows)]))
 
 
 def _metric(found: Data | None) -> Markup:
@@ -212,9 +233,6 @@ def behaviour(data: Data, specs: Mapping[str, Spec]) -> Markup:
     parts: list[object] = []
     if "unsolicited" in specs:
         parts.append(figure("unsolicited", specs["unsolicited"], "Answers with unsolicited content, 95 % interval"))
-    for name in ("unsolicited_share", "unsolicited_gold", "vocabulary"):
-        if found[name].get("first") is None:
-            parts.append(nothing(f"{name.replace('_', ' ')}: {found[name]['why']}"))
     rows: list[Sequence[object]] = []
     names = (("distinct answers", "diversity", "share"), ("two answers differ", "within_prompt", "share"))
     measures = (*names, ("distinct words", "vocabulary", "types"))
@@ -226,6 +244,9 @@ def behaviour(data: Data, specs: Mapping[str, Spec]) -> Markup:
     if rows:
         head = ["category", *(f"{title}, {side}" for title, _, _ in measures for side in ("first", "last"))]
         parts.append(table("Richness by category, first and last sessions", head, rows))
+    if not parts:
+        reasons = dict.fromkeys(found[name]["why"] for name in ("unsolicited_share", "unsolicited_gold", "vocabulary"))
+        parts.append(nothing("; ".join(why for why in reasons if why) or "no category is in both ends of the run"))
     return section("behaviour", "Behaviour", *parts)
 
 

@@ -235,7 +235,7 @@ def test_every_drawn_chart_has_its_data_and_its_numbers_as_a_table(report):
     found = Page(render(report))
     drawn = {value for _, name, value in found.attributes if name == "data-chart"}
     assert drawn == set(charts) >= {"reward", "spread", "unsolicited", "phrase-0", "kl", "kl-reward", "leverage-self"}
-    assert found.tags.count("details") == len(charts)
+    assert found.tags.count("details") == len(charts) + 1  # and the stages by category
     assert [mark["tag"] for mark in charts["reward"]["marks"]] == ["M1", "R1"]
 
 
@@ -279,7 +279,9 @@ def test_pairs_are_shown_by_their_margins_and_have_no_behaviour():
     rng = np.random.default_rng(0)
     rows = [{"baseline_reward": z, "adjusted_reward": z, "category": "hh"} for z in rng.normal(0.2, 1, 640)]
     data = bare(small(rows, step_of=lambda i: i // 32 + 1, pipeline="dpo")).data
-    assert len(data["convergence"]["bins"]) == 20 and "margin" in data["convergence"]["unit"]
+    assert len(data["convergence"]["bins"]) == 20 and data["convergence"]["unit"] == "margin"
+    right = data["convergence"]["ends"]["ranked_right"]
+    assert right["first"] == np.mean([row["baseline_reward"] > 0 for row in rows[:320]]) and right["first_n"] == 320
     assert (
         data["behaviour"]["diversity"]["why"] == "its sessions are demonstrations or pairs, not answers of the policy"
     )
