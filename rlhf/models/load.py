@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
+import huggingface_hub
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -66,14 +71,25 @@ def load_reward_model(
     return model.to(device or "cpu").eval(), _load_tokenizer(section)
 
 
-def _load_model(name: str, section: ModelSection, *, merge: bool = True) -> nn.Module:
+def _load_model(name: str, section: ModelSection, *, merge: bool = True) -> Any:
     folder = Path(name)
     if (folder / ADAPTER_CONFIG).is_file() and not (folder / "config.json").is_file():
         return _load_adapter(folder, section, merge=merge)
     with without_progress_bars():
-        return _from_pretrained(
-            AutoModelForCausalLM, name, section, dtype=section.dtype, attn_implementation=section.attn_implementation
+        model, report = _from_pretrained(
+            AutoModelForCausalLM,
+            name,
+            section,
+            dtype=section.dtype,
+            attn_implementation=section.attn_implementation,
+            output_loading_info=True,
         )
+    if report["missing_keys"]:
+        # transformers would give them random values and go on.
+        raise ConfigError(
+            f"{KEY}: `{name}` holds no causal LM: {sorted(report['missing_keys'])[0]} is not in its weights"
+        )
+    return model
 
 
 def _load_adapter(folder: Path, section: ModelSection, *, merge: bool) -> nn.Module:
@@ -132,13 +148,29 @@ def _from_pretrained(auto: Any, name: str, section: ModelSection, **options: Any
     looks_local = name.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_local and not Path(name).is_dir():
         raise ConfigError(f"{KEY}: there is no folder {name}")
+    in_folder = Path(name).is_dir()
     try:
         return auto.from_pretrained(
-            name, revision=section.model_revision, trust_remote_code=section.trust_remote_code, **options
+            name,
+            revision=section.model_revision,
+            trust_remote_code=section.trust_remote_code,
+            local_files_only=in_folder or _hub_is_out_of_reach(),
+            **options,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        where = "could not be read" if Path(name).is_dir() else "is no folder here and could not be had from the hub"
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
+        where = "could not be read" if in_folder else "is no folder here and could not be had from the hub"
         raise ConfigError(f"{KEY}: `{name}` {where}: {_one_line(error)}") from error
+
+
+def _hub_is_out_of_reach() -> bool:
+    """Whether the hub's name has no address: then only its cache is asked, without a minute of retries."""
+    if getproxies():
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(huggingface_hub.constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return True
+    return False
 
 
 def _read_template(path: Path) -> str:

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -145,7 +146,8 @@ def test_without_peft_the_error_is_the_line_that_installs_it(monkeypatch):
     ],
 )
 def test_a_model_that_is_not_there_is_one_line(name, message, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://no-such-host.invalid")
+    monkeypatch.setattr("rlhf.models.load.getproxies", dict)
     with pytest.raises(ConfigError) as caught:
         load_policy(ModelSection(model_name_or_path=name), seed=0)
     assert str(caught.value).startswith("model.model_name_or_path: ")
@@ -156,6 +158,20 @@ def test_a_model_that_is_not_there_is_one_line(name, message, monkeypatch):
 def test_a_folder_that_holds_no_model_is_one_line(tmp_path):
     with pytest.raises(ConfigError, match=r"^model\.model_name_or_path: `.*` could not be read: .+$"):
         load_policy(ModelSection(model_name_or_path=str(tmp_path)), seed=0)
+
+
+def test_damaged_or_incomplete_weights_are_one_line(tmp_path):
+    policy, tokenizer = tiny()
+    policy.save(tmp_path, tokenizer)
+    file = tmp_path / "model.safetensors"
+    state = load_file(file)
+    save_file({k: v for k, v in state.items() if "q_proj" not in k}, file, metadata={"format": "pt"})
+    section = ModelSection(model_name_or_path=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"holds no causal LM: .*q_proj\.weight is not in its weights"):
+        load_policy(section, seed=0)
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(ConfigError, match="could not be read"):
+        load_policy(section, seed=0)
 
 
 def word_tokenizer(**special):
