@@ -41,6 +41,13 @@ class Dumper(yaml.SafeDumper):
     """Quotes text that either version of YAML would read as something else, so that everybody reads the same."""
 
 
+def _represent_text(dumper: Dumper, text: str) -> ScalarNode:
+    # Unless it is double-quoted, PyYAML writes these line ends as they are and reads them back as others.
+    style = '"' if any(character in text for character in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar(_TAG + "str", text, style=style)
+
+
+Dumper.add_representer(str, _represent_text)
 for _name, _pattern, _first in _SCALARS:
     for _class in (_Loader, Dumper):
         _class.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern})$"), _first)
