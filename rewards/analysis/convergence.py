@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from rewards.analysis.columns import floats, strings
-from rewards.analysis.intervals import CONFIDENCE, Estimate, mean_estimate, share_estimate
+from rewards.analysis.intervals import CONFIDENCE, Estimate, effective_sample_size, mean_estimate, share_estimate
 
 Floats = NDArray[np.float64]
 
@@ -119,13 +119,12 @@ def reward_change(table: pa.Table, bins: Sequence[Bin]) -> dict[str, Any]:
 
 
 def _difference(first: Floats, last: Floats) -> Estimate:
-    before, after = mean_estimate(first), mean_estimate(last)
-    value = float(last.mean() - first.mean())
-    n = len(first) + len(last)
-    if not before.ess or not after.ess or before.low is None or after.low is None:
+    value, n = float(last.mean() - first.mean()), len(first) + len(last)
+    sizes = effective_sample_size(first), effective_sample_size(last)
+    if min(sizes) < 2:
         return Estimate(value, None, None, n, why="too few independent sessions: no interval")
     half = float(ndtri(0.5 + CONFIDENCE / 2)) * float(
-        np.sqrt(first.var(ddof=1) / before.ess + last.var(ddof=1) / after.ess)
+        np.sqrt(first.var(ddof=1) / sizes[0] + last.var(ddof=1) / sizes[1])
     )
     return Estimate(value, value - half, value + half, n)
 

@@ -93,6 +93,8 @@ def mean_estimate(x: Floats, bounds: Bounds = NO_BOUNDS) -> Estimate:
     if n < 4:
         return Estimate(value, None, None, n, why="fewer than 4 values: no interval")
     ess = effective_sample_size(kept)
+    if np.ptp(kept) == 0:
+        return Estimate(value, None, None, n, ess, why="all values are equal: their spread gives no interval")
     if ess < 2:
         return Estimate(value, None, None, n, ess, why="worth fewer than 2 independent values: no interval")
     half = float(stdtrit(ess - 1, 0.5 + CONFIDENCE / 2)) * float(kept.std(ddof=1)) / np.sqrt(ess)

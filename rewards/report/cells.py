@@ -40,6 +40,11 @@ def count(value: Any) -> str:
     return MISSING if value is None else f"{int(value):,}"
 
 
+def counted(value: Any, one: str) -> str:
+    """A count with its noun: `1 step`, `2 steps`."""
+    return f"{count(value)} {one if value == 1 else one + 's'}"
+
+
 def number(value: Any, unit: str = "measure") -> str:
     """A number in its unit: `share` in per cent, `types` to one digit after the point, any other measure to three."""
     if value is None:
@@ -57,6 +62,8 @@ def estimate(found: Mapping[str, Any] | None, unit: str = "measure") -> Markup:
         why = (found or {}).get("why")
         return tag("span", why or MISSING, class_="none")
     size = f"n {count(found['n'])}" if found.get("n") is not None else "n unknown"
+    if (found.get("why") or "").startswith("all values are equal"):
+        size += ", all equal"
     notes: list[object] = [tag("span", size, class_="n")]
     if found.get("low") is not None and found.get("high") is not None:
         notes.insert(0, interval(found["low"], found["high"], unit) + ", ")

@@ -7,7 +7,7 @@ from typing import Any
 
 from rewards.report import sections
 from rewards.report.build import Report
-from rewards.report.cells import Markup, count, join, nothing, number, paragraph, section, table, tag
+from rewards.report.cells import Markup, count, counted, join, nothing, number, paragraph, section, table, tag
 from rewards.report.charts import specs
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -83,8 +83,8 @@ def _header(data: Mapping[str, Any]) -> Markup:
     ledger, told = data["ledger"], data["summary"]
     facts = [
         f"{told['pipeline'] or 'unknown'} run",
-        f"{count(data['sessions'])} sessions",
-        f"{count(told['steps'])} steps",
+        counted(data["sessions"], "session"),
+        counted(told["steps"], "step"),
         f"status: {told['status'] or 'unknown'}",
     ]
     if ledger["verified"] is None:

@@ -88,6 +88,8 @@ def test_missing_values_are_left_out_and_the_count_says_so():
     assert estimate.value == 2.0 and estimate.n == 4
     nothing = mean_estimate(np.array([np.nan]))
     assert nothing.value is None and nothing.n == 0 and nothing.why == "no values"
+    equal = mean_estimate(np.full(4, 0.5))
+    assert equal.value == 0.5 and equal.low is None and "all values are equal" in equal.why
     few = mean_estimate(np.array([1.0, 2.0]))
     assert few.value == 1.5 and few.low is None and "fewer than 4" in few.why
 
