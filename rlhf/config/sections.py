@@ -14,9 +14,10 @@ class ModelSection(Section):
     """Which model, in which precision, full or LoRA."""
 
     model_name_or_path: str = Field(
-        "tiny", description="Folder or hub id of a causal LM; `tiny` is the built-in model, randomly initialised"
+        "tiny",
+        description="Folder or hub id of a causal LM; `tiny` is the built-in one, randomly initialised. TRL: none",
     )
-    model_revision: str | None = Field(None, description="Hub revision")
+    model_revision: str | None = Field(None, description="Hub revision; null: the newest. TRL: main")
     dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
         "float32", description="Precision of the weights; `train.bf16` chooses the precision of compute"
     )

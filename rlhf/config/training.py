@@ -16,7 +16,9 @@ class TrainSection(Section):
     """What every stage's training has: length, batch, optimiser, schedule, evaluation, checkpoints."""
 
     output_dir: str = Field(
-        "runs/run", min_length=1, description="A folder that is not empty stops the run unless --resume or --overwrite"
+        "runs/run",
+        min_length=1,
+        description="A folder that is not empty stops the run unless --resume or --overwrite. TRL: trainer_output",
     )
     run_name: str | None = Field(None, description="The run's id in the ledger; null: PIPELINE/STAGE")
     seed: int = Field(42, ge=0, description="Of everything random: data order, initialisation, sampling")

@@ -1,0 +1,108 @@
+"""Presets of the KL penalty, and every combination of its four choices: accepted, warned about or refused."""
+
+import itertools
+import re
+from typing import Any, get_args
+
+import pytest
+
+from rewards.errors import ConfigError
+from rlhf.config.kl import Estimator, Level, Place, Ratio
+from rlhf.reference.settings import DEMONSTRATIONS, PRESETS, KLSettings, refuse, resolve
+
+ALL = [
+    KLSettings(*choice) for choice in itertools.product(*(get_args(kind) for kind in (Estimator, Place, Level, Ratio)))
+]
+
+
+def refused(settings: KLSettings, **situation: Any) -> bool:
+    try:
+        refuse(settings, **situation)
+    except ConfigError:
+        return True
+    return False
+
+
+def test_the_presets_are_what_their_names_promise() -> None:
+    assert {name: tuple(vars(settings).values()) for name, settings in PRESETS.items()} == {
+        "trl_grpo": ("k3", "loss", "token", "live"),
+        "grpo_paper": ("k3", "loss", "token", "none"),
+        "trl_rloo": ("k1", "reward", "sequence", "none"),
+        "sequence_k2": ("k2", "loss", "sequence", "none"),
+    }
+
+
+def test_no_preset_is_refused_where_it_is_meant_to_be_used() -> None:
+    assert [refuse(settings) for settings in PRESETS.values()] == [[], [], [], []]
+
+
+def test_a_preset_fixes_all_four_choices() -> None:
+    assert resolve("trl_rloo") == PRESETS["trl_rloo"]
+    with pytest.raises(ConfigError, match="fixes all four choices: leave out estimator, ratio"):
+        resolve("trl_grpo", estimator="k3", ratio="live")
+
+
+def test_an_estimator_alone_goes_to_the_loss_per_token_without_a_ratio() -> None:
+    assert resolve(estimator="k3") == PRESETS["grpo_paper"]
+    with pytest.raises(ConfigError, match=r"set a preset .* or an estimator"):
+        resolve(place="loss", level="token", ratio="none")
+
+
+def test_in_the_loss_exactly_k1_without_a_live_ratio_and_k2_with_one_are_refused() -> None:
+    in_the_loss = [settings for settings in ALL if settings.place == "loss"]
+    assert len(in_the_loss) == 24
+    wrong = {(s.estimator, s.ratio) for s in in_the_loss if refused(s)}
+    assert wrong == {("k1", "none"), ("k1", "detached"), ("k2", "live")}
+
+
+@pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
+def test_in_the_reward_group_standardisation_a_ratio_and_the_full_vocabulary_are_refused(scale_rewards: str) -> None:
+    in_the_reward = [settings for settings in ALL if settings.place == "reward"]
+    accepted = {(s.estimator, s.level, s.ratio) for s in in_the_reward if not refused(s, scale_rewards=scale_rewards)}
+    sampled = {(k, level, "none") for k in ("k1", "k2", "k3") for level in ("token", "sequence")}
+    assert accepted == (set() if scale_rewards == "group" else sampled)
+
+
+def test_group_standardisation_does_not_matter_to_a_penalty_in_the_loss() -> None:
+    assert refuse(PRESETS["trl_grpo"], scale_rewards="group", num_iterations=4) == []
+
+
+def test_a_penalty_in_the_reward_is_stale_after_the_first_inner_step() -> None:
+    assert refuse(PRESETS["trl_rloo"], num_iterations=1) == []
+    (warning,) = refuse(PRESETS["trl_rloo"], num_iterations=4)
+    assert "stale after the first of 4 inner steps" in warning
+
+
+def test_k2_and_k3_in_the_reward_are_warned_about() -> None:
+    for estimator in ("k2", "k3"):
+        (warning,) = refuse(resolve(estimator=estimator, place="reward"))
+        assert "does not have the gradient of the divergence" in warning
+
+
+def test_on_demonstrations_only_the_full_vocabulary_in_the_loss_is_accepted() -> None:
+    assert [s for s in ALL if not refused(s, on_policy=False)] == [DEMONSTRATIONS]
+    with pytest.raises(ConfigError, match="which the policy did not sample"):
+        refuse(PRESETS["trl_grpo"], on_policy=False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "situation", "reason", "way_out"),
+    [
+        (resolve(estimator="k1"), {}, "zero expected gradient", "ratio `live`"),
+        (resolve(estimator="k2", ratio="live"), {}, r"k2 \* grad log pi", "`none` or `detached`"),
+        (PRESETS["trl_rloo"], {"scale_rewards": "group"}, "noise of unit variance", "`scale_rewards: none`"),
+        (PRESETS["grpo_paper"], {"on_policy": False}, "estimates something else", "use estimator `full`"),
+    ],
+)
+def test_every_refusal_is_one_line_with_its_reason_and_a_way_out(
+    settings: KLSettings, situation: dict[str, Any], reason: str, way_out: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason) as caught:
+        refuse(settings, **situation)
+    assert re.search(re.escape(way_out), str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_beta_has_the_unit_of_its_level() -> None:
+    assert PRESETS["trl_grpo"].beta_unit == "per nat and token"
+    assert PRESETS["trl_rloo"].beta_unit == "per nat and sequence"
