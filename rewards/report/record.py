@@ -115,8 +115,10 @@ def read_record(ledger: Ledger, run_id: str | None = None) -> Record:
         raise LedgerError(unknown_run(run_id, runs))
     verification = ledger.verify()
     sessions = ledger.sessions(run_id, live=True, texts=True)
-    stored = ledger.sessions(run_id, live=False).num_rows
     record = Record(run_id, sessions, [], runs)
+    # A run of one attempt has superseded nothing, so its rows need not be read twice.
+    resumed = record.run["attempts"] > 1
+    superseded = ledger.sessions(run_id, live=False).num_rows - sessions.num_rows if resumed else 0
     events = [event for run in record.pipeline_runs for event in ledger.events(run["run_id"], live=True)]
     return Record(
         run_id,
@@ -126,5 +128,5 @@ def read_record(ledger: Ledger, run_id: str | None = None) -> Record:
         head=verification.head,
         verified=verification.ok,
         first_bad=verification.first_bad,
-        superseded=stored - sessions.num_rows,
+        superseded=superseded,
     )
