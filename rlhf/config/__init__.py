@@ -15,7 +15,7 @@ from pydantic import Field
 from rewards.config import DemonstrationGainSection, GainSection, Problem, RewardSection, Section
 from rewards.errors import ConfigError
 from rewards.yaml_nodes import entries, plain, read_yaml, where
-from rlhf.config.constraint import KLSection, OnlineReferenceSection, ReferenceSection, SFTReferenceSection, Source
+from rlhf.config.constraint import KLSection, OnlineReferenceSection, ReferenceSection, SFTReferenceSection
 from rlhf.config.kl import refuse
 from rlhf.config.sections import (
     DataSection,
@@ -74,17 +74,9 @@ class _Stage(Section):
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="Sampled evaluation")
     tracking: TrackingSection = Field(default_factory=TrackingSection, description="Trackers")
 
-    def needs_reference(self) -> bool:
-        """True when the objective has a term that the reference enters."""
+    def opens_reference(self) -> bool:
+        """True when the stage has a use for a reference."""
         return False
-
-    def reference_source(self) -> Source:
-        """Where the reference comes from: as set, or what `reference.source: null` means here."""
-        if self.reference.source is not None:
-            return self.reference.source
-        if not self.needs_reference():
-            return "none"
-        return "adapter_off" if self.model.use_peft and self.reference.reference_model is None else "frozen"
 
     def rules(self) -> Iterator[Problem]:
         """A reference without an adapter needs an adapter."""
@@ -93,8 +85,8 @@ class _Stage(Section):
 
     def cautions(self) -> Iterator[Problem]:
         """A reference that no term asks for."""
-        if not self.needs_reference():
-            for key in self.reference.changed("reference_model"):
+        if not self.opens_reference() and self.reference.source != "none":
+            for key in self.reference.changed("source", "reference_model"):
                 yield f"reference.{key}", "has no effect: nothing in this stage asks for a reference"
 
 
@@ -106,7 +98,7 @@ class SFTConfig(_Stage):
     reference: SFTReferenceSection = Field(default_factory=SFTReferenceSection, description="The constraint")
     reward: DemonstrationGainSection = Field(default_factory=DemonstrationGainSection, description="Gains")
 
-    def needs_reference(self) -> bool:
+    def opens_reference(self) -> bool:
         """With a coefficient above 0."""
         return self.reference.kl_coefficient > 0
 
@@ -118,7 +110,7 @@ class RewardConfig(_Stage):
     train: RewardTrainSection = Field(default_factory=RewardTrainSection, description="How it is trained")
     reward: GainSection = Field(default_factory=GainSection, description="Gains and margins")
 
-    def needs_reference(self) -> bool:
+    def opens_reference(self) -> bool:
         """With the regularizer kl_ref."""
         return self.train.rm_regularizer == "kl_ref"
 
@@ -127,7 +119,7 @@ class RewardConfig(_Stage):
         yield from super().rules()
         if self.reference.source == "precomputed":
             yield "reference.source", "a cached column has no logits, which kl_ref needs: frozen or adapter_off"
-        if self.reference.source == "none" and self.needs_reference():
+        if self.reference.source == "none" and self.opens_reference():
             yield "reference.source", "`train.rm_regularizer: kl_ref` needs a reference: frozen or adapter_off"
 
 
@@ -138,7 +130,7 @@ class DPOConfig(_Stage):
     train: DPOTrainSection = Field(default_factory=DPOTrainSection, description="How it is trained")
     reward: GainSection = Field(default_factory=GainSection, description="Gains and margins")
 
-    def needs_reference(self) -> bool:
+    def opens_reference(self) -> bool:
         """Always."""
         return True
 
@@ -158,9 +150,9 @@ class GRPOConfig(_Stage):
     reference: OnlineReferenceSection = Field(default_factory=OnlineReferenceSection, description="The constraint")
     reward: RewardSection = Field(default_factory=RewardSection, description="What is rewarded")
 
-    def needs_reference(self) -> bool:
-        """With a beta above 0."""
-        return self.reference.beta > 0
+    def opens_reference(self) -> bool:
+        """With a beta above 0, or to measure against what is named."""
+        return self.reference.beta > 0 or self.reference.source not in (None, "none")
 
     def rules(self) -> Iterator[Problem]:
         """No differential that standardisation divides out again, and a KL penalty that is one."""
