@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from rewards.report import sections
+from rewards.report import schedule, sections
 from rewards.report.build import Report
 from rewards.report.cells import Markup, count, counted, join, nothing, number, paragraph, section, table, tag
 from rewards.report.charts import specs
@@ -34,7 +34,7 @@ def render(report: Report) -> str:
             sections.overview(data),
             sections.stages(data),
             sections.convergence(data, charts),
-            sections.recalibrations(data, charts),
+            schedule.recalibrations(data, charts),
             sections.behaviour(data, charts),
             sections.categories(data),
             sections.divergence(data, charts),
