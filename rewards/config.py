@@ -81,8 +81,8 @@ def load(
 ) -> Loaded[M]:
     """The configuration in a file, or all defaults, with `key=value` overrides on top.
 
-    `retired` maps old leaf names to what replaces them, `known_elsewhere` leaf names that people may expect here to
-    why there is no such key.
+    `retired` maps old leaf names to what replaces them, `known_elsewhere` leaf names and paths that people may expect
+    here to why there is no such key.
     Raises: ConfigError with one line per problem.
     """
     node = compose("", COMMAND_LINE) if path is None else read_yaml(path)

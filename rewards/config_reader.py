@@ -122,9 +122,10 @@ class Reader:
             self._say(node, f"unknown key `{key}`; `{whole}` is given whole")
             return
         near = nearest(key, self.known)
-        elsewhere = self.known_elsewhere.get(leaf)
-        if elsewhere is not None and not any(path.rpartition(".")[2] == leaf for path in near):
-            self._say(node, elsewhere)
+        same_leaf = any(path.rpartition(".")[2] == leaf for path in near)
+        elsewhere = self.known_elsewhere.get(key) or (None if same_leaf else self.known_elsewhere.get(leaf))
+        if elsewhere is not None:
+            self._say(node, elsewhere + (f"; did you mean {_listed(near)}?" if same_leaf else ""))
         elif near:
             self._say(node, f"unknown key `{key}`; did you mean {_listed(near)}?")
         else:

@@ -91,7 +91,7 @@ NOT_IMPLEMENTED: dict[str, str] = {
 
 
 def known_elsewhere(stage: str) -> dict[str, str]:
-    """{leaf: message} for a stage: keys of other stages, and keys of TRL that do not exist here."""
+    """{leaf or path: message} for a stage: keys of other stages, and keys of TRL that do not exist here."""
     messages = {
         leaf: f"`{leaf}` is a key of TRL ({owner}) that is not implemented"
         for owner, leaves in NOT_IMPLEMENTED.items()
@@ -100,10 +100,10 @@ def known_elsewhere(stage: str) -> dict[str, str]:
     messages |= {leaf: f"`{leaf}` is a key of TRL that does not exist here: {hint}" for leaf, hint in INSTEAD.items()}
     homes: dict[str, list[str]] = {}
     for name, model in STAGES.items():
-        for leaf in dict.fromkeys(path.rpartition(".")[2] for path in paths(model)):
-            homes.setdefault(leaf, []).append(name)
+        for key in {spelling: None for path in paths(model) for spelling in (path, path.rpartition(".")[2])}:
+            homes.setdefault(key, []).append(name)
     return messages | {
-        leaf: f"`{leaf}` does not apply to {stage}; it is a key of {', '.join(names)}"
-        for leaf, names in homes.items()
+        key: f"`{key}` does not apply to {stage}; it is a key of {', '.join(names)}"
+        for key, names in homes.items()
         if stage not in names
     }

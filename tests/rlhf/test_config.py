@@ -193,7 +193,14 @@ def test_every_hint_names_a_key_that_exists() -> None:
         ("sft", "logging_dir=x", "`logging_dir` is retired; use `tracking.report_to`"),
         ("sft", "overwrite_output_dir=true", "`overwrite_output_dir` is retired; use the flag --overwrite"),
         ("sft", "learning_rat=1", "unknown key `learning_rat`; did you mean `train.learning_rate`?"),
-        ("dpo", "reference.beta=1", "unknown key `reference.beta`; did you mean `train.beta`?"),
+        (
+            "dpo",
+            "reference.beta=1",
+            "`reference.beta` does not apply to dpo; it is a key of grpo; did you mean `train.beta`?",
+        ),
+        ("sft", "reward.triggers=[]", "`reward.triggers` does not apply to sft; it is a key of grpo"),
+        ("sft", "reward.classifier=x", "it is a key of grpo; did you mean `evaluation.classifier`?"),
+        ("dpo", "data.beta=1", "unknown key `data.beta`; did you mean `train.beta`?"),
         ("grpo", "temperature=1", "`temperature` is ambiguous: `train.temperature`, `evaluation.temperature`"),
     ],
 )
