@@ -151,8 +151,9 @@ class Committer:
             except BaseException as error:
                 rows = sum(item.rows for item in items) if kind == "rows" else 0
                 what = f"{rows} session rows" if rows else f"{len(items)} events"
+                where = "" if isinstance(error, LedgerError) else f"{self._name}: {type(error).__name__}: "
                 failure = LedgerError(
-                    f"{self._name}: {error}; the {what} handed over last were not written, what was acknowledged "
+                    f"{where}{error}; the {what} handed over last were not written, what was acknowledged "
                     "before is safe; nothing more is written here: resume from the last checkpoint"
                 )
                 failure.__cause__ = error

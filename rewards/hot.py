@@ -225,7 +225,8 @@ def _check_texts(tail: sqlite3.Connection, block: Block, values: dict[str, tuple
         salt, *texts = stored.get(seq, (b"", None, None, None))
         for name, text in zip(TEXT_COLUMNS, texts, strict=True):
             recorded = values[f"{name}_hash"][position]
-            if recorded != (None if text is None else text_hash(salt, name, text)):
+            fits = text is None or (type(text) is str and type(salt) is bytes)
+            if not fits or recorded != (None if text is None else text_hash(salt, name, text)):
                 raise LedgerError(f"the {name} of row {seq} is not the one that was recorded")
 
 

@@ -85,7 +85,7 @@ class Ledger:
             connection.close()
             raise
         opened = Writer(self.path, connection, claimed, tail)
-        self._writers.append(opened)
+        self._writers = [w for w in self._writers if not w.closed] + [opened]
         return opened
 
     def sessions(self, run_id: str, live: bool = True, texts: bool = False) -> pa.Table:
@@ -146,16 +146,18 @@ class Ledger:
         return verify_ledger(self.path, anchor)
 
     def close(self) -> None:
-        """Closes the writers that were opened here.
+        """Closes the writers that were opened here and are still open.
 
         Raises: LedgerError when something handed over could not be written; the others are closed all the same.
         """
         failures = []
-        while self._writers:
+        for writer in self._writers:
             try:
-                self._writers.pop().close()
+                if not writer.closed:
+                    writer.close()
             except LedgerError as error:
                 failures.append(error)
+        self._writers = []
         if failures:
             raise failures[0]
 

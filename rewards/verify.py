@@ -164,8 +164,8 @@ def _misfit(tail: sqlite3.Connection, chain: Chain, block: Block, seq: int, head
     try:
         count, columns = block_columns(tail, block)
         expected = commit_hash(head, chain.identity.key, block.first_seq, count, columns)
-    except (LedgerError, pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        return str(error)
+    except (LedgerError, sqlite3.Error, pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        return f"its rows are not those that were recorded: {error}"
     return None if block.head == expected else "its rows or its head are not those that were recorded"
 
 

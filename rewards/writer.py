@@ -122,6 +122,11 @@ class Writer:
                     mine[identity.writer] = place
         return mine, heads
 
+    @property
+    def closed(self) -> bool:
+        """Whether the writer was closed."""
+        return not self._finish.alive
+
     def close(self) -> None:
         """Writes what waits and closes the files. Closing twice is harmless.
 

@@ -1,0 +1,186 @@
+"""The hash chain against an independent encoder in plain Python, and what must and must not change a hash."""
+
+import hashlib
+import math
+import struct
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rewards import chain
+
+ZERO = "00" * 32
+FORMATS = {"float": "<f", "double": "<d"}
+
+
+def frame(data: bytes) -> bytes:
+    return struct.pack("<Q", len(data)) + data
+
+
+def bits(flags: list[bool]) -> bytes:
+    padded = flags + [False] * (-len(flags) % 8)
+    return bytes(sum(flag << (7 - j) for j, flag in enumerate(padded[i : i + 8])) for i in range(0, len(padded), 8))
+
+
+def slow_number(value: Any, kind: pa.DataType) -> bytes:
+    if pa.types.is_integer(kind):
+        return struct.pack("<q", value or 0)
+    value = 0.0 if value is None or value == 0 else value
+    if math.isnan(value):
+        return bytes.fromhex("0000c07f" if kind == pa.float32() else "000000000000f87f")
+    return struct.pack(FORMATS[str(kind)], value)
+
+
+def slow_column(values: list[Any], kind: pa.DataType) -> bytes:
+    valid = [v is not None for v in values]
+    validity = b"\1" if all(valid) else b"\0" + bits(valid)
+    if pa.types.is_list(kind):
+        flat = [entry for v in values for entry in v or []]
+        children = {f.name: ([e[f.name] for e in flat], f.type) for f in kind.value_type}
+        lengths = b"".join(struct.pack("<I", len(v or [])) for v in values)
+        return b"l" + validity + frame(lengths) + slow_columns(children)
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        coded = [b"" if v is None else v if isinstance(v, bytes) else v.encode() for v in values]
+        return b"s" + validity + b"".join(struct.pack("<I", len(c)) for c in coded) + b"".join(coded)
+    if pa.types.is_boolean(kind):
+        return b"b" + validity + bits([bool(v) for v in values])
+    tag = b"f" if pa.types.is_floating(kind) else b"i"
+    return tag + validity + b"".join(slow_number(v, kind) for v in values)
+
+
+def slow_columns(columns: dict[str, tuple[list[Any], pa.DataType]]) -> bytes:
+    parts = []
+    for name, (values, kind) in sorted(columns.items()):
+        if any(v is not None for v in values):
+            parts.append(frame(name.encode()) + frame(slow_column(values, kind)))
+    return b"".join(parts)
+
+
+def slow_commit(previous: str, identity: tuple[str, int, int], first: int, count: int, body: bytes) -> str:
+    run, attempt, writer = identity
+    preamble = (
+        b"s" + frame(run.encode()) + b"".join(b"i" + struct.pack("<q", n) for n in (attempt, writer, first, count))
+    )
+    return hashlib.sha256(b"reward ledger commit 1" + bytes.fromhex(previous) + preamble + body).hexdigest()
+
+
+ENTRY = pa.struct([("name", pa.string()), ("raw", pa.float64()), ("cost", pa.float32())])
+VALUES = {
+    pa.float64(): st.floats(),
+    pa.float32(): st.floats(width=32),
+    pa.int32(): st.integers(-(2**31), 2**31 - 1),
+    pa.int64(): st.integers(-(2**63), 2**63 - 1),
+    pa.bool_(): st.booleans(),
+    pa.string(): st.text(max_size=8),
+    pa.binary(): st.binary(max_size=8),
+    pa.list_(ENTRY): st.lists(
+        st.fixed_dictionaries({"name": st.text(max_size=3), "raw": st.none() | st.floats(), "cost": st.none()}),
+        max_size=3,
+    ),
+}
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> dict[str, tuple[list[Any], pa.DataType]]:
+    count = draw(st.integers(1, 20))
+    kinds = draw(st.lists(st.sampled_from(list(VALUES)), min_size=1, max_size=5))
+    return {
+        f"c{i}": (draw(st.lists(st.none() | VALUES[kind], min_size=count, max_size=count)), kind)
+        for i, kind in enumerate(kinds)
+    }
+
+
+def arrays(columns: dict[str, tuple[list[Any], pa.DataType]]) -> dict[str, pa.Array]:
+    return {name: pa.array(values, kind) for name, (values, kind) in columns.items()}
+
+
+@settings(max_examples=150, deadline=None)
+@given(batches())
+def test_hashes_equal_an_independent_encoder(columns: dict[str, tuple[list[Any], pa.DataType]]) -> None:
+    count = len(columns["c0"][0])
+    got = chain.commit_hash(ZERO, ("demo/grpo", 2, 1), 17, count, arrays(columns))
+    assert got == slow_commit(ZERO, ("demo/grpo", 2, 1), 17, count, slow_columns(columns))
+
+
+@settings(max_examples=50, deadline=None)
+@given(batches(), st.data())
+def test_a_slice_of_a_larger_array_hashes_like_a_copy(
+    columns: dict[str, tuple[list[Any], pa.DataType]], data: st.DataObject
+) -> None:
+    count = len(columns["c0"][0])
+    start = data.draw(st.integers(0, count - 1))
+    sliced = {name: array.slice(start) for name, array in arrays(columns).items()}
+    copies = {name: (values[start:], kind) for name, (values, kind) in columns.items()}
+    assert chain.canonical(sliced) == chain.canonical(arrays(copies))
+
+
+def test_every_nan_is_one_and_minus_zero_is_zero() -> None:
+    odd = struct.unpack("<d", bytes.fromhex("010000000000f8ff"))[0]
+    assert math.isnan(odd)
+    same = [pa.array([math.nan, 0.0]), pa.array([odd, -0.0])]
+    assert chain.canonical({"a": same[0]}) == chain.canonical({"a": same[1]})
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ([None, 1.0], [0.0, 1.0]),
+        ([math.nan, 1.0], [None, 1.0]),
+        ([1.0, 2.0], [2.0, 1.0]),
+        ([1.0], [1.0, None]),
+        (["ab", "c"], ["a", "bc"]),
+        (["", "x"], [None, "x"]),
+        ([True, None], [True, False]),
+    ],
+)
+def test_what_differs_for_people_differs_in_the_hash(one: list[Any], other: list[Any]) -> None:
+    hashes = {chain.commit_hash(ZERO, ("r", 1, 0), 1, len(v), {"a": pa.array(v)}) for v in (one, other)}
+    assert len(hashes) == 2
+
+
+def test_the_hash_names_run_attempt_writer_seq_and_what_came_before() -> None:
+    columns = {"a": pa.array([1.0])}
+    variants = [
+        (ZERO, ("r", 1, 0), 1),
+        (ZERO, ("s", 1, 0), 1),
+        (ZERO, ("r", 2, 0), 1),
+        (ZERO, ("r", 1, 1), 1),
+        (ZERO, ("r", 1, 0), 2),
+        ("11" * 32, ("r", 1, 0), 1),
+    ]
+    assert len({chain.commit_hash(p, i, s, 1, columns) for p, i, s in variants}) == len(variants)
+    assert chain.commit_hash(ZERO, ("r", 1, 0), 1, 1, {"b": columns["a"]}) != chain.commit_hash(
+        *variants[0], 1, columns
+    )
+
+
+def test_a_column_without_values_leaves_no_trace() -> None:
+    with_nulls = {"a": pa.array([1.0]), "b": pa.array([None], pa.string())}
+    assert chain.canonical(with_nulls) == chain.canonical({"a": pa.array([1.0])})
+
+
+def test_the_order_of_columns_does_not_matter() -> None:
+    a, b = pa.array([1.0]), pa.array(["x"])
+    assert chain.canonical({"a": a, "b": b}) == chain.canonical({"b": b, "a": a})
+
+
+def test_the_head_of_a_ledger_is_the_hash_of_its_sorted_chains() -> None:
+    heads = {"events": "aa", "b/1/0": "bb", "a/1/0": "cc"}
+    body = b"".join(b"s" + frame(n.encode()) + b"s" + frame(heads[n].encode()) for n in ["a/1/0", "b/1/0", "events"])
+    assert chain.ledger_head(heads) == hashlib.sha256(body).hexdigest()
+
+
+def test_texts_are_hashed_with_their_salt_and_column() -> None:
+    hashes = {
+        chain.text_hash(s, c, t) for s in (b"s" * 16, b"t" * 16) for c in ("prompt", "response") for t in ("", "x")
+    }
+    assert len(hashes) == 8
+
+
+def test_genesis_depends_on_run_attempt_and_writer() -> None:
+    names = [("a", 1, 0), ("a", 1, 1), ("a", 2, 0), ("b", 1, 0), ("a/1", 1, 0)]
+    assert len({chain.genesis(*name) for name in names}) == 5
+    assert len({chain.chain_name(*name) for name in names}) == 5
