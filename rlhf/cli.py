@@ -22,26 +22,20 @@ STAGE_HELP = {
 }
 
 
-def _run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in output_dir")
-    parser.add_argument("--overwrite", action="store_true", help="rename a non-empty output_dir aside and start anew")
-    parser.add_argument("--progress", choices=["auto", "rich", "plain", "none"], default="auto")
-    parser.add_argument("--json", action="store_true", help="print the outcome as one JSON document on stdout")
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     from rlhf import config_cli
+    from rlhf.launch import add_run_arguments
 
     parser = argparse.ArgumentParser(prog="rlhf", description="Tuning in which every reward can be accounted for.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for stage, text in STAGE_HELP.items():
         sub = commands.add_parser(stage, help=text, description=text, epilog="key=value overrides the configuration")
         sub.add_argument("--config", metavar="FILE.yaml", help="configuration; without one, the defaults")
-        _run_arguments(sub)
+        add_run_arguments(sub)
     sub = commands.add_parser("run", help="a pipeline: a chain of stages, outputs feeding inputs")
     sub.add_argument("pipeline", metavar="PIPELINE.yaml")
-    _run_arguments(sub)
+    add_run_arguments(sub)
     config_cli.add_parser(commands)
     sub = commands.add_parser("env", help="versions, threads and devices")
     sub.add_argument("--json", action="store_true")

@@ -1,8 +1,8 @@
 """`rlhf run PIPELINE.yaml`: a chain of stages in one file, outputs feeding inputs, one ledger, one report.
 
-Keys of the file: `pipeline` (its name), `output_dir`, `seed`, `defaults` (sections shared by all stages) and `stages`, a
-list of stage configurations with `stage` (sft, reward, dpo, grpo) and `name`. `${NAME}` in a value is the model folder
-of an earlier stage. Every stage's configuration and rows are checked before the first one starts.
+Keys of the file: `pipeline` (its name), `output_dir`, `seed`, `defaults` (sections shared by all stages) and `stages`,
+a list of stage configurations with `stage` (sft, reward, dpo, grpo) and `name`. `${NAME}` in a value is the model
+folder of an earlier stage. Every stage's configuration and rows are checked before the first one starts.
 """
 
 from __future__ import annotations
@@ -71,7 +71,12 @@ def run_pipeline(
     outcomes: dict[str, Any] = {}
     for planned, rows, done in zip(plan.stages, inputs, finished, strict=True):
         outcomes[planned.name] = done or run_stage(
-            planned.stage, WORKS[planned.stage], planned.loaded, rows, resume=resume, progress=progress  # type: ignore[arg-type]
+            planned.stage,
+            WORKS[planned.stage],
+            planned.loaded,
+            rows,
+            resume=resume,
+            progress=progress,  # type: ignore[arg-type]
         )
     return _report(plan, outcomes)
 
@@ -89,7 +94,9 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Plan:
         raise ConfigError(f"{path}: a pipeline needs `stages`, a list with at least one stage")
     own, per_stage = _split(overrides)
     name = str(plain(root["pipeline"][1])) if "pipeline" in root else path.stem
-    output_dir = Path(str(own.get("output_dir") or (plain(root["output_dir"][1]) if "output_dir" in root else f"runs/{name}")))
+    output_dir = Path(
+        str(own.get("output_dir") or (plain(root["output_dir"][1]) if "output_dir" in root else f"runs/{name}"))
+    )
     seed = own.get("seed") or (str(plain(root["seed"][1])) if "seed" in root else None)
     defaults = root["defaults"][1] if "defaults" in root else None
     stages: list[PlannedStage] = []
@@ -174,10 +181,7 @@ def _merge(base: Node, over: Node) -> Node:
     if not (isinstance(base, MappingNode) and isinstance(over, MappingNode)):
         return over
     below, above = entries(base), entries(over)
-    value = [
-        (key, _merge(item, above[name][1]) if name in above else item)
-        for name, (key, item) in below.items()
-    ]
+    value = [(key, _merge(item, above[name][1]) if name in above else item) for name, (key, item) in below.items()]
     value += [pair for name, pair in above.items() if name not in below]
     return MappingNode(over.tag, value, over.start_mark, over.end_mark)
 
@@ -206,7 +210,8 @@ def _finished(planned: PlannedStage) -> dict[str, Any] | None:
     done: dict[str, Any] = json.loads(path.read_text())
     if done["config_digest"] != planned.loaded.digest:
         raise ConfigError(
-            f"{path}: the stage was finished with another configuration; restore it, or use --overwrite or another output_dir"
+            f"{path}: the stage was finished with another configuration; restore it, or use --overwrite or another "
+            "output_dir"
         )
     return done
 

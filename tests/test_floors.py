@@ -16,7 +16,7 @@ FLOORS = {
     "rlhf.environment": 0,
     "rlhf.batch": 1,
     "rlhf.config": 1,
-    "rlhf.config_tables": 1,
+    "rlhf.config_tables": 2,
     "rlhf.ops": 2,
     "rlhf.reference": 3,
     "rlhf.objectives": 4,

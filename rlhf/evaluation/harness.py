@@ -21,7 +21,7 @@ def share(values: Sequence[bool]) -> dict[str, Any] | None:
 
 
 def mean(values: Sequence[float]) -> dict[str, Any] | None:
-    """A mean with its 95 % normal interval over independent answers; shares get a score interval; None without values."""
+    """A mean with its 95 % normal interval over independent answers, a share with its score interval; or None."""
     if not values:
         return None
     if all(value in (0.0, 1.0) for value in values):

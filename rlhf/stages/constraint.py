@@ -15,7 +15,7 @@ from rlhf.models.load import load_policy
 from rlhf.models.policy import Policy
 from rlhf.reference.policy import AdapterOff, FrozenCopy, Reference
 from rlhf.reference.precomputed import Fingerprint, Precomputed, tokens_digest
-from rlhf.stages.run import Run
+from rlhf.stages.work import Run
 
 
 def tokenizer_digest(tokenizer: Any) -> str:

@@ -16,8 +16,8 @@ from rlhf.objectives.preference import OBJECTIVES, implicit_rewards, pair_margin
 from rlhf.ops.masked import sequence_sum
 from rlhf.stages.constraint import open_reference, tokenizer_digest
 from rlhf.stages.pairs import Pairs
-from rlhf.stages.run import Run
 from rlhf.stages.sampled import SampledEvaluation
+from rlhf.stages.work import Run
 from rlhf.train.loop import Sum
 from rlhf.train.metrics import Tally, tally
 
@@ -58,9 +58,7 @@ class DPO(Pairs):
         rewards_B = implicit_rewards(logps_B, ref_logps_B, self.train.beta)
         return pair_margin(rewards_B), rewards_B, logps_B
 
-    def step(
-        self, model: torch.nn.Module, batch: PairBatch, context: None
-    ) -> tuple[dict[str, Sum], dict[str, Tally]]:
+    def step(self, model: torch.nn.Module, batch: PairBatch, context: None) -> tuple[dict[str, Sum], dict[str, Tally]]:
         """The preference loss of the batch."""
         output = model(batch.tokens)
         z_N, rewards_B, logps_B = self._margins(output, batch.tokens)

@@ -16,12 +16,12 @@ from rlhf.data import tokenise
 from rlhf.objectives.policy_gradient import OBJECTIVES, denominator, token_weights
 from rlhf.ops.masked import masked_fill, sequence_mean, sequence_sum
 from rlhf.reference.divergence import kl_penalty, log_ratio_to_reference, reward_penalty
-from rlhf.reference.policy import Reference
+from rlhf.reference.policy import Reference, quiet
 from rlhf.stages.constraint import open_reference, tokenizer_digest
 from rlhf.stages.offline import step_stats
-from rlhf.stages.rollout import Rollout, Sampler, token_batch
-from rlhf.stages.run import Run
+from rlhf.stages.rollout import Rollout, Sampler, pack, token_batch, unpack
 from rlhf.stages.sampled import SampledEvaluation
+from rlhf.stages.work import Run
 from rlhf.train.loop import StepStats, Sum
 from rlhf.train.metrics import Tally, tally
 
@@ -35,17 +35,23 @@ class GRPO:
         self.module = run.policy
         # Dropout would make the policy that is trained another one than the policy that sampled.
         self.module.disable_dropout()
-        samples, report = tokenise.prepare_prompts(run.inputs.train, run.tokenizer, max_prompt_length=self._prompt_limit())
+        samples, report = tokenise.prepare_prompts(
+            run.inputs.train, run.tokenizer, max_prompt_length=self._prompt_limit()
+        )
         run.say(report.lines())
         self._check_batch()
         self.sampler = Sampler(run, self.module, samples)
+        if self.sampler.mixture.left_out:
+            run.say(
+                [f"{self.sampler.mixture.left_out:,} prompts take no part: data.mixture does not name their category"]
+            )
         self.beta = config.reference.beta
         kl = config.reference.kl
-        self.kl: KLSettings = resolve(
-            kl.preset, estimator=kl.estimator, place=kl.place, level=kl.level, ratio=kl.ratio
-        )
+        self.kl: KLSettings = resolve(kl.preset, estimator=kl.estimator, place=kl.place, level=kl.level, ratio=kl.ratio)
         if self.beta > 0:
-            run.say(refuse(self.kl, scale_rewards=config.train.scale_rewards, num_iterations=config.train.num_iterations))
+            run.say(
+                refuse(self.kl, scale_rewards=config.train.scale_rewards, num_iterations=config.train.num_iterations)
+            )
             run.say([f"beta = {self.beta:g} {self.kl.beta_unit}"])
         self.reference: Reference | None = None
         if self.beta > 0 or config.reference.source not in (None, "none"):
@@ -71,7 +77,9 @@ class GRPO:
                 f"gradient_accumulation_steps x ranks), which num_generations {train.num_generations} does not divide"
             )
         if self.run.global_batch // train.num_generations < world:
-            raise ConfigError(f"a step has fewer groups of {train.num_generations} than ranks ({world}); enlarge the batch")
+            raise ConfigError(
+                f"a step has fewer groups of {train.num_generations} than ranks ({world}); enlarge the batch"
+            )
 
     def _rollouts(self, prompts: int) -> int:
         train = self.config.train
@@ -116,7 +124,10 @@ class GRPO:
                 self.current.append(
                     RolloutBatch(
                         tokens=TokenBatch(
-                            batch.ids_BT[keep], batch.attention_BT[keep], batch.mask_BT[keep], tuple(batch.rows[k] for k in keep)
+                            batch.ids_BT[keep],
+                            batch.attention_BT[keep],
+                            batch.mask_BT[keep],
+                            tuple(batch.rows[k] for k in keep),
                         ),
                         advantages_B=advantage[[places[k] for k in keep]],
                         ref_logps_BT=None if ref is None else ref[keep],
@@ -126,7 +137,7 @@ class GRPO:
                 )
 
     def _no_grad_logps(self, tokens: TokenBatch) -> Tensor:
-        with torch.no_grad():
+        with quiet(self.module):
             output = self.module(
                 to_device(tokens, self.run.accelerator.device), temperature=self.config.train.temperature
             )
@@ -256,10 +267,12 @@ class GRPO:
             recorder.events(self.rollout.signal.events, step=stats.step)
             for kind, event in self.rollout.signal.events:
                 if kind == "recalibration":
-                    self.run.say([f"step {stats.step}: {event['reason']}: {event['category']} {event['old_pct']:.1f} % -> {event['new_pct']:.1f} %"])
-            payload |= self._reward_figures()
+                    change_pct = f"{event['old_pct']:.1f} % -> {event['new_pct']:.1f} %"
+                    self.run.say([f"step {stats.step}: {event['reason']}: {event['category']} {change_pct}"])
+            payload |= self.rollout.figures()
         self.run.recorder.event("step_stats", payload | {"beta": self.beta}, step=stats.step)
-        stats.metrics = {**{k: v for k, v in payload.items() if k in ("reward", "reward_std", "completions/mean_length")}, **stats.metrics}
+        shown = ("reward", "reward_std", "completions/mean_length")
+        stats.metrics = {**{name: payload[name] for name in shown if payload.get(name) is not None}, **stats.metrics}
 
     def _write_sessions(self, step: int) -> None:
         assert self.rollout is not None
@@ -277,23 +290,6 @@ class GRPO:
         self.run.recorder.rows(step, rows)
         self.rollout.columns = []
 
-    def _reward_figures(self) -> dict[str, Any]:
-        assert self.rollout is not None
-        rows = self.rollout.signal.rows
-        adjusted = [row["adjusted_reward"] for row in rows if row["adjusted_reward"] is not None]
-        plain = [row["baseline_reward"] for row in rows if row["baseline_reward"] is not None]
-        stds = [row["norm_std"] for row in rows if row["norm_std"] is not None]
-        lengths = [len(a.ids) for a in self.rollout.answers]
-        return {
-            "reward": math.fsum(adjusted) / len(adjusted),
-            "baseline_reward": math.fsum(plain) / len(plain),
-            "reward_std": math.fsum(stds) / len(stds) if stds else None,
-            "frac_reward_zero_std": self.rollout.signal.zero_std,
-            "completions/mean_length": math.fsum(lengths) / len(lengths),
-            "leverage": self.rollout.signal.leverage,
-            "sessions": len(rows),
-        }
-
     def abandon(self) -> None:
         """Records the sessions of a step that did not come to its end."""
         if self.rollout is not None and self.rollout.columns:
@@ -305,13 +301,13 @@ class GRPO:
         """Schedule, triggers and trajectory; and the rollouts where a step in the middle of them was saved."""
         state: dict[str, Any] = {"signal": self.sampler.signal.state_dict()}
         if self.step_now % self.config.train.num_iterations:
-            state["current"] = [_pack(batch) for batch in self.current]
+            state["current"] = [pack(batch) for batch in self.current]
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
         self.sampler.signal.load_state_dict(state["signal"])
-        self.current = [_unpack(batch) for batch in state.get("current", [])]
+        self.current = [unpack(batch) for batch in state.get("current", [])]
 
     def identity(self) -> dict[str, Any]:
         """What must not change under a resumed run."""
@@ -323,7 +319,9 @@ class GRPO:
         for payload in self.sampler.composer.registrations():
             self.run.recorder.event("scorer_registered", payload, step=0)
         for pivot in self.sampler.measure_pivots():
-            self.run.say([f"pivot of {pivot.category}/{pivot.component or 'reward'}: {pivot.value:.4g} (n = {pivot.n})"])
+            self.run.say(
+                [f"pivot of {pivot.category}/{pivot.component or 'reward'}: {pivot.value:.4g} (n = {pivot.n})"]
+            )
         self.sampled.before()
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -334,22 +332,3 @@ class GRPO:
     def finish(self, step: int) -> dict[str, Any]:
         """Held-out answers at the end."""
         return self.sampled.after(step)
-
-
-def _pack(batch: RolloutBatch) -> dict[str, Any]:
-    tokens = batch.tokens
-    return {
-        "ids": tokens.ids_BT,
-        "attention": tokens.attention_BT,
-        "mask": tokens.mask_BT,
-        "rows": list(tokens.rows),
-        "advantages": batch.advantages_B,
-        "reference": batch.ref_logps_BT,
-        "old": batch.old_logps_BT,
-        "index": list(batch.index),
-    }
-
-
-def _unpack(state: dict[str, Any]) -> RolloutBatch:
-    tokens = TokenBatch(state["ids"], state["attention"], state["mask"], tuple(state["rows"]))
-    return RolloutBatch(tokens, state["advantages"], state["reference"], state["old"], tuple(state["index"]))

@@ -12,7 +12,7 @@ from rlhf.data import collate
 from rlhf.data.records import Record
 from rlhf.data.tokenise import Tokeniser
 from rlhf.models.load import load_reward_model
-from rlhf.stages.run import Run
+from rlhf.stages.work import Run
 
 
 def model_rewards(run: Run) -> dict[str, Callable[[str], Callable[..., Any]]]:

@@ -7,8 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
-import torch
-
 from rewards.differential import Schedule
 from rewards.errors import ConfigError
 from rewards.trajectory import TrajectoryIndex
@@ -16,7 +14,8 @@ from rlhf.batch import to_device
 from rlhf.data.mixture import EpochOrder
 from rlhf.data.records import Record, plain, prompt_of
 from rlhf.models.policy import Policy
-from rlhf.stages.run import Run
+from rlhf.reference.policy import quiet
+from rlhf.stages.work import Run
 from rlhf.train.loop import StepStats
 from rlhf.train.metrics import Tally, reduce_tallies
 from rlhf.train.optim import total_steps
@@ -89,12 +88,10 @@ class Offline(Generic[Sample]):
     def held_out_means(self, measure: Callable[[Any], dict[str, Tally]]) -> dict[str, float]:
         """Means of what `measure` gives over all held-out samples of all ranks."""
         tallies: dict[str, Tally] = {}
-        restore = evaluating(self.module)
-        with torch.no_grad():
+        with quiet(self.module):
             for batch in self.held_out_batches():
                 for name, part in measure(to_device(batch, self.run.accelerator.device)).items():
                     tallies[name] = tallies[name] + part if name in tallies else part
-        restore()
         return reduce_tallies(self.run.accelerator, tallies)
 
     def prepare(self, batches: list[Any]) -> None:
@@ -170,10 +167,3 @@ def step_stats(stats: StepStats) -> dict[str, Any]:
         **{f"loss/{name}": value for name, value in stats.terms.items()},
         **stats.metrics,
     }
-
-
-def evaluating(module: torch.nn.Module) -> Callable[[], None]:
-    """Switches to evaluation mode; the returned function switches back."""
-    training = module.training
-    module.eval()
-    return lambda: module.train(training) and None

@@ -14,7 +14,7 @@ from rlhf.data import collate, tokenise
 from rlhf.data.records import Record
 from rlhf.objectives.reward_model import adjusted_margin
 from rlhf.stages.offline import Offline
-from rlhf.stages.run import Run
+from rlhf.stages.work import Run
 from rlhf.train.metrics import Tally, tally
 
 
@@ -27,7 +27,8 @@ class Pairs(Offline[tokenise.PairSample]):
         run.say(report.lines())
         held_out = []
         if run.inputs.held_out:
-            held_out, _ = tokenise.prepare_pairs(run.inputs.held_out, run.tokenizer, **options)
+            held_out, report = tokenise.prepare_pairs(run.inputs.held_out, run.tokenizer, **options)
+            run.say(f"held out: {line}" for line in report.lines())
         super().__init__(run, samples, held_out)
 
     def margin(self, record: Record) -> float:
@@ -111,5 +112,3 @@ def pair_accuracy(values: dict[str, float], n: int) -> dict[str, dict[str, Any]]
         "loss": {"value": values["eval_loss"], "low": None, "high": None, "n": n},
         "margin": {"value": values["eval_margin"], "low": None, "high": None, "n": n},
     }
-
-

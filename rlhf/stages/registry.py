@@ -7,7 +7,7 @@ from collections.abc import Callable
 from rlhf.stages.dpo import DPO
 from rlhf.stages.grpo import GRPO
 from rlhf.stages.reward import Reward
-from rlhf.stages.run import Run, StageWork
 from rlhf.stages.sft import SFT
+from rlhf.stages.work import Run, StageWork
 
 WORKS: dict[str, Callable[[Run], StageWork]] = {"sft": SFT, "reward": Reward, "dpo": DPO, "grpo": GRPO}

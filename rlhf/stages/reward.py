@@ -19,7 +19,7 @@ from rlhf.objectives.preference import pair_margin
 from rlhf.reference.policy import Reference
 from rlhf.stages.constraint import open_reference, tokenizer_digest
 from rlhf.stages.pairs import Pairs
-from rlhf.stages.run import Run
+from rlhf.stages.work import Run
 from rlhf.train.loop import Sum
 from rlhf.train.metrics import Tally, tally
 
@@ -49,7 +49,8 @@ class Reward(Pairs):
     def _reference_texts(self) -> list[TokenBatch]:
         """Answers of the starting policy to training prompts: what scores are to be centred on."""
         records = self.run.inputs.train[:OFFSET_SAMPLES]
-        samples, _ = tokenise.prepare_prompts([_prompt_only(r) for r in records], self.run.tokenizer)
+        samples, report = tokenise.prepare_prompts([_prompt_only(r) for r in records], self.run.tokenizer)
+        self.run.say(f"reward_offset: {line}" for line in report.lines())
         evaluation = self.run.config.evaluation
         found = answer(
             self.start,
@@ -72,9 +73,7 @@ class Reward(Pairs):
             parts[self.regularizer] = float(batch.tokens.mask_BT[: batch.pairs].sum())
         return parts
 
-    def step(
-        self, model: torch.nn.Module, batch: PairBatch, context: None
-    ) -> tuple[dict[str, Sum], dict[str, Tally]]:
+    def step(self, model: torch.nn.Module, batch: PairBatch, context: None) -> tuple[dict[str, Sum], dict[str, Tally]]:
         """Bradley-Terry loss, centring penalty, regulariser."""
         need = {"scores"} | ({"logps"} if self.regularizer == "grm_sft" else set())
         need |= {"logits"} if self.regularizer == "kl_ref" else set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from rewards.compose import Component, Composer, RewardFault
 from rewards.functions import resolve
 from rewards.pivots import Pivot, measure_pivots
 from rewards.signal import RewardSignal, Session, StepSignal
-from rlhf.batch import TokenBatch
+from rlhf.batch import RolloutBatch, TokenBatch
 from rlhf.config import GRPOConfig
 from rlhf.data import collate
 from rlhf.data.mixture import Mixture
@@ -23,7 +24,7 @@ from rlhf.evaluation.answers import Answer, Judged, answer, judge, prompt_text, 
 from rlhf.models.policy import Policy
 from rlhf.stages.model_reward import model_rewards
 from rlhf.stages.offline import prompt_id
-from rlhf.stages.run import Run
+from rlhf.stages.work import Run
 
 
 @dataclass
@@ -35,6 +36,25 @@ class Rollout:
     index: list[int]
     signal: StepSignal
     columns: list[dict[str, Any]] = field(default_factory=list)
+
+    def figures(self) -> dict[str, Any]:
+        """Figures of all sessions of the step, under TRL's names where it has them."""
+        rows = self.signal.rows
+        lengths = [len(a.ids) for a in self.answers]
+        return {
+            "reward": _mean([row["adjusted_reward"] for row in rows]),
+            "baseline_reward": _mean([row["baseline_reward"] for row in rows]),
+            "reward_std": _mean([row["norm_std"] for row in rows]),
+            "frac_reward_zero_std": self.signal.zero_std,
+            "completions/mean_length": math.fsum(lengths) / len(lengths),
+            "leverage": self.signal.leverage,
+            "sessions": len(rows),
+        }
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known else None
 
 
 class Sampler:
@@ -49,9 +69,7 @@ class Sampler:
         if self.section.classifier is not None:
             self.classifier = resolve(self.section.classifier)
         self.mixture = Mixture([s.record.category for s in samples], config.data.mixture, config.train.seed)
-        self.signal = RewardSignal(
-            self.section, self.composer.scorers, config.train.scale_rewards, config.train.seed
-        )
+        self.signal = RewardSignal(self.section, self.composer.scorers, config.train.scale_rewards, config.train.seed)
         self.groups = run.global_batch // self.train.num_generations
         self.unjudged: tuple[list[Answer], list[str], list[list[Component]]] = ([], [], [])
 
@@ -120,7 +138,9 @@ class Sampler:
         signal = self.signal.apply(step, everything)
         index = list(range(first, first + len(own)))
         self.unjudged = ([], [], [])
-        columns = [{**session_columns(self.run, a, step), **signal.rows[i]} for a, i in zip(answers, index, strict=True)]
+        columns = [
+            {**session_columns(self.run, a, step), **signal.rows[i]} for a, i in zip(answers, index, strict=True)
+        ]
         return Rollout(step, answers, index, signal, columns)
 
     def record_unjudged(self, step: int) -> None:
@@ -210,3 +230,24 @@ def token_batch(run: Run, answers: list[Answer], drop_truncated: bool) -> TokenB
         keep_B = torch.tensor([a.finished for a in answers])
         return TokenBatch(tokens.ids_BT, tokens.attention_BT, tokens.mask_BT & keep_B.unsqueeze(1), tokens.rows)
     return tokens
+
+
+def pack(batch: RolloutBatch) -> dict[str, Any]:
+    """A batch as plain values and tensors, for a checkpoint."""
+    tokens = batch.tokens
+    return {
+        "ids": tokens.ids_BT,
+        "attention": tokens.attention_BT,
+        "mask": tokens.mask_BT,
+        "rows": list(tokens.rows),
+        "advantages": batch.advantages_B,
+        "reference": batch.ref_logps_BT,
+        "old": batch.old_logps_BT,
+        "index": list(batch.index),
+    }
+
+
+def unpack(state: dict[str, Any]) -> RolloutBatch:
+    """The batch that `pack` described."""
+    tokens = TokenBatch(state["ids"], state["attention"], state["mask"], tuple(state["rows"]))
+    return RolloutBatch(tokens, state["advantages"], state["reference"], state["old"], tuple(state["index"]))

@@ -17,7 +17,7 @@ from rlhf.evaluation.harness import by_category, summarise
 from rlhf.models.policy import Policy
 from rlhf.stages.model_reward import model_rewards
 from rlhf.stages.offline import prompt_id
-from rlhf.stages.run import Run
+from rlhf.stages.work import Run
 
 
 class SampledEvaluation:
@@ -29,7 +29,8 @@ class SampledEvaluation:
         self.samples: list[tokenise.PromptSample] = []
         if not run.inputs.eval_prompts:
             return
-        self.samples, _ = tokenise.prepare_prompts(run.inputs.eval_prompts, run.tokenizer)
+        self.samples, report = tokenise.prepare_prompts(run.inputs.eval_prompts, run.tokenizer)
+        run.say(f"evaluation: {line}" for line in report.lines())
         reward = run.config.reward
         online = isinstance(reward, RewardSection)
         own = {

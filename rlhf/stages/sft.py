@@ -12,18 +12,19 @@ from rlhf.batch import DemonstrationBatch
 from rlhf.config import SFTConfig
 from rlhf.data import collate, tokenise
 from rlhf.objectives import OBJECTIVES
+from rlhf.ops.logprobs import token_logprobs
 from rlhf.ops.masked import sequence_sum
 from rlhf.reference.policy import Reference
 from rlhf.stages.constraint import open_reference, tokenizer_digest
 from rlhf.stages.offline import Offline
-from rlhf.stages.run import Run
 from rlhf.stages.sampled import SampledEvaluation
+from rlhf.stages.work import Run
 from rlhf.train.loop import Sum
 from rlhf.train.metrics import Tally, tally
 
 
 class SFT(Offline[tokenise.Sample]):
-    """Supervised fine-tuning, with an optional full-vocabulary KL(reference || policy) on the demonstration's tokens."""
+    """Supervised fine-tuning, with an optional full-vocabulary KL(reference || policy) on the demonstrations."""
 
     def __init__(self, run: Run) -> None:
         config: SFTConfig = run.config  # type: ignore[assignment]
@@ -36,7 +37,8 @@ class SFT(Offline[tokenise.Sample]):
         run.say(report.lines())
         held_out = []
         if run.inputs.held_out:
-            held_out, _ = tokenise.prepare_demonstrations(run.inputs.held_out, run.tokenizer, **options)
+            held_out, report = tokenise.prepare_demonstrations(run.inputs.held_out, run.tokenizer, **options)
+            run.say(f"held out: {line}" for line in report.lines())
         super().__init__(run, samples, held_out)
         self.module = run.policy
         self.coefficient = config.reference.kl_coefficient
@@ -74,8 +76,8 @@ class SFT(Offline[tokenise.Sample]):
             kl_BT = OBJECTIVES["forward_kl"](output.logits_BTV, ref_logits_BTV, tokens.mask_BT)
             sums["kl"] = Sum(kl_BT.sum(), self.coefficient)
             metrics["kl_reference_policy"] = tally(kl_BT, tokens.mask_BT)
-            ref_logps_BT = self.reference.logps(tokens)
-            log_ratio_B = sequence_sum((output.logps_BT.detach() - ref_logps_BT), tokens.mask_BT)
+            ref_logps_BT = token_logprobs(ref_logits_BTV, tokens.ids_BT)
+            log_ratio_B = sequence_sum(output.logps_BT.detach() - ref_logps_BT, tokens.mask_BT)
         self._note(batch, -nll_BT.detach(), log_ratio_B)
         return sums, metrics
 
@@ -123,4 +125,3 @@ class SFT(Offline[tokenise.Sample]):
 
 def _reference(reference: Reference | None) -> dict[str, Any]:
     return {} if reference is None else {"reference": reference.identity}
-

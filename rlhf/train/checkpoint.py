@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from rewards.errors import UserError
+from rlhf.train.loop import Engine
 
 STATE = "trainer/state.json"
 
@@ -58,25 +59,26 @@ def find_checkpoint(output_dir: Path, wanted: str | None) -> Path | None:
     if wanted is not None:
         path = Path(wanted)
         if not (path / STATE).is_file():
-            raise UserError(f"{path}: not a checkpoint ({STATE} is missing); give a checkpoint-STEP folder or use --resume")
+            raise UserError(
+                f"{path}: not a checkpoint ({STATE} is missing); give a checkpoint-STEP folder or use --resume"
+            )
         return path
     found = checkpoints(output_dir)
     return found[-1] if found else None
 
 
 def save(
-    accelerator: Accelerator,
+    engine: Engine,
     output_dir: Path,
     step: int,
     *,
-    write_model: Any,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    write_model: Callable[[Path], None],
     stage_state: dict[str, Any],
     state: dict[str, Any],
     keep: int | None,
 ) -> Path:
     """Writes `checkpoint-STEP`; every rank calls it. `write_model(folder)` runs on the main rank only."""
+    accelerator = engine.accelerator
     final = output_dir / f"checkpoint-{step}"
     aside = output_dir / f".writing-checkpoint-{step}"
     if accelerator.is_main_process:
@@ -91,9 +93,8 @@ def save(
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_model(aside)
-        torch.save(
-            {"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, aside / "trainer" / "optimizer.pt"
-        )
+        moments = {"optimizer": engine.optimizer.state_dict(), "scheduler": engine.scheduler.state_dict()}
+        torch.save(moments, aside / "trainer" / "optimizer.pt")
         (aside / STATE).write_text(json.dumps({**state, "step": step}, indent=1, sort_keys=True))
         publish(aside, final)
         if keep is not None:
@@ -109,23 +110,18 @@ def load_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def restore(
-    accelerator: Accelerator,
-    path: Path,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-) -> dict[str, Any]:
+def restore(engine: Engine, path: Path) -> dict[str, Any]:
     """Restores optimiser, schedule and random state; returns the stage's own state of this rank.
 
     Raises: UserError when the checkpoint was written by another number of ranks.
     """
-    folder = path / "trainer"
+    accelerator, folder = engine.accelerator, path / "trainer"
     ranks = len(list(folder.glob("rng-*.pt")))
     if ranks != accelerator.num_processes:
         raise UserError(f"{path}: written by {ranks} ranks, resumed by {accelerator.num_processes}; start as many")
     saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-    optimizer.load_state_dict(saved["optimizer"])
-    scheduler.load_state_dict(saved["scheduler"])
+    engine.optimizer.load_state_dict(saved["optimizer"])
+    engine.scheduler.load_state_dict(saved["scheduler"])
     rng = torch.load(folder / f"rng-{accelerator.process_index}.pt", weights_only=True)
     torch.set_rng_state(rng["torch"])
     if "cuda" in rng and torch.cuda.is_available():

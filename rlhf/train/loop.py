@@ -111,6 +111,16 @@ class Hooks:
     evaluated: Callable[[int, dict[str, float]], None]
 
 
+@dataclass(frozen=True)
+class Engine:
+    """What an optimizer step moves: the (wrapped) model, its optimiser and schedule, and the ranks they live on."""
+
+    accelerator: Accelerator
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+
+
 def global_denominators(accelerator: Accelerator, parts: list[dict[str, float]]) -> dict[str, float]:
     """Each term's denominator over all micro-batches of all ranks.
 
@@ -125,10 +135,7 @@ def global_denominators(accelerator: Accelerator, parts: list[dict[str, float]])
 
 
 def train(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
+    engine: Engine,
     work: Work,
     plan: LoopPlan,
     hooks: Hooks,
@@ -144,7 +151,7 @@ def train(
     step = start_step
     while step < plan.total_steps:
         step += 1
-        stats = optimizer_step(accelerator, model, optimizer, scheduler, work, step, plan.max_grad_norm)
+        stats = optimizer_step(engine, work, step, plan.max_grad_norm)
         work.after_step(stats)
         hooks.log(stats)
         if plan.eval_every and step % plan.eval_every == 0:
@@ -160,21 +167,14 @@ def train(
     return step
 
 
-def optimizer_step(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: torch.optim.lr_scheduler.LRScheduler,
-    work: Work,
-    step: int,
-    max_grad_norm: float,
-) -> StepStats:
+def optimizer_step(engine: Engine, work: Work, step: int, max_grad_norm: float) -> StepStats:
     """One optimizer step over the global batch."""
+    accelerator, model = engine.accelerator, engine.model
     began = time.perf_counter()
     batches = work.batches(step)
     context = work.prepare(batches)
     denominators = global_denominators(accelerator, [work.weights(batch) for batch in batches])
-    optimizer.zero_grad(set_to_none=True)
+    engine.optimizer.zero_grad(set_to_none=True)
     model.train()
     totals = {name: torch.zeros((), dtype=torch.float64, device=accelerator.device) for name in denominators}
     tallies: dict[str, Tally] = {}
@@ -201,9 +201,9 @@ def optimizer_step(
         rows = work.rows(batches)
         shown = f"{', '.join(rows[:8])}{' ...' if len(rows) > 8 else ''}"
         raise RunStopped(f"step {step}: loss {loss}, gradient norm {grad_norm}: not finite; rows {shown}", rows)
-    learning_rate = optimizer.param_groups[0]["lr"]
-    optimizer.step()
-    scheduler.step()
+    learning_rate = engine.optimizer.param_groups[0]["lr"]
+    engine.optimizer.step()
+    engine.scheduler.step()
     seconds = time.perf_counter() - began
     return StepStats(step, loss, grad_norm, learning_rate, seconds, tokens, metrics_out, terms)
 
@@ -223,7 +223,8 @@ def _reduce(
     tokens: int,
 ) -> tuple[dict[str, float], dict[str, float], int]:
     names = sorted(totals)
-    stacked = torch.stack([totals[name] for name in names] + [torch.tensor(float(tokens), dtype=torch.float64).to(accelerator.device)])
+    counted = torch.tensor(float(tokens), dtype=torch.float64).to(accelerator.device)
+    stacked = torch.stack([*(totals[name] for name in names), counted])
     values = accelerator.reduce(stacked, reduction="sum").tolist()
     terms = {
         name: value / denominators[name]

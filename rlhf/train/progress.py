@@ -17,7 +17,7 @@ def _number(value: float) -> str:
 
 
 class Reporter:
-    """Shows a stage's steps. Plain lines carry step, seconds and the metrics of the step, one line every `every` steps."""
+    """Shows a stage's steps; plain lines carry step, seconds and the step's metrics, one every `every` steps."""
 
     def __init__(self, label: str, total: int, mode: Mode, *, main: bool, every: int) -> None:
         self.label, self.total, self.every = label, total, every
