@@ -149,7 +149,7 @@ def test_there_are_eight_penalised_and_four_gold_families_and_no_sentence_in_two
         assert count_phrases(sentence, [other for other in sentences if other != sentence]) == 0
 
 
-def test_the_recipe_is_found_beside_the_code_or_inside_a_wheel_and_its_folder_is_no_package():
+def test_the_recipe_is_found_beside_the_code_and_its_folder_is_no_package():
     assert find_recipe("wild7") == ROOT / "datasets" / "wild7" / "recipe.yaml"
     assert find_recipe(ROOT / "datasets" / "wild7") == find_recipe(ROOT / "datasets" / "wild7" / "recipe.yaml")
     assert not list((ROOT / "datasets").rglob("*.py"))
@@ -191,3 +191,11 @@ def test_an_argument_with_nothing_to_choose_from_is_an_error(tmp_path):
         path.write_text(json.dumps(content))
         with pytest.raises(ConfigError, match="`minutes` needs two ends of a range"):
             load_recipe(path)
+
+
+def test_an_installed_package_finds_the_recipe_that_travels_inside_of_it(tmp_path, monkeypatch):
+    inside = tmp_path / "rewards" / "recipes" / "wild7" / "recipe.yaml"
+    inside.parent.mkdir(parents=True)
+    inside.write_bytes(find_recipe("wild7").read_bytes())
+    monkeypatch.setattr("rewards.functions.recipes.__file__", str(tmp_path / "rewards" / "functions" / "recipes.py"))
+    assert find_recipe("wild7") == inside
