@@ -11,7 +11,6 @@ INSTEAD: dict[str, str] = {
     "sync_ref_model": "a reference that follows the policy is not implemented yet",
     "ref_model_mixup_alpha": "a reference that follows the policy is not implemented yet",
     "ref_model_sync_steps": "a reference that follows the policy is not implemented yet",
-    "chat_template_path": "use `model.chat_template`",
     "dataset_text_field": "rename the column: `data.datasets: [{path: ..., columns: {YOURS: text}}]`",
     "test_split_size": "use `data.holdout_fraction`",
     "fp16": "use `train.bf16`; float16 compute needs a loss scaler and is not implemented yet",

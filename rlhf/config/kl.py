@@ -100,10 +100,14 @@ def _refuse_on_demonstrations(settings: KLSettings) -> None:
 
 
 def _refuse_in_the_loss(settings: KLSettings) -> None:
+    if settings.estimator == "full" and settings.level == "token" and settings.ratio != "none":
+        raise ConfigError(
+            f"estimator `full` at level `token` samples nothing, so ratio `{settings.ratio}` only adds noise: use `none`"
+        )
     if settings.estimator == "k1" and settings.ratio != "live":
         raise ConfigError(
             f"k1 in the loss with ratio `{settings.ratio}` has zero expected gradient (the mean of grad log pi is 0): "
-            f"use ratio `live`, estimator `k2`, or k1 with place `reward`"
+            f"use ratio `live`, estimator `k2`, or k1 with place `reward` and level `sequence`"
         )
     if settings.estimator == "k2" and settings.ratio == "live":
         raise ConfigError(
@@ -115,6 +119,8 @@ def _refuse_in_the_loss(settings: KLSettings) -> None:
 def _refuse_in_the_reward(settings: KLSettings, scale_rewards: ScaleRewards, num_iterations: int) -> list[str]:
     if settings.estimator == "full":
         raise ConfigError("estimator `full` has no form in the reward: use k1, or place `loss`")
+    if settings.level == "token":
+        raise ConfigError("a penalty in the reward is one number a completion: use level `sequence`")
     if settings.ratio != "none":
         raise ConfigError(f"ratio `{settings.ratio}` weights a term of the loss and does nothing in the reward")
     if scale_rewards == "group":

@@ -28,7 +28,7 @@ class ModelSection(Section):
     lora_alpha: float = Field(32.0, gt=0, description="The adapter's output is scaled by lora_alpha / lora_r")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapter")
     lora_target_modules: list[str] | str | None = Field(None, description="null: peft's default for the model")
-    chat_template: str | None = Field(None, description="Jinja file that replaces the tokenizer's chat template")
+    chat_template_path: str | None = Field(None, description="Jinja file that replaces the tokenizer's chat template")
     tiny_hidden_size: int = Field(128, gt=0, description="Built-in model only: width")
     tiny_num_layers: int = Field(3, gt=0, description="Built-in model only: depth")
     tiny_num_heads: int = Field(4, gt=0, description="Built-in model only: attention heads; divides the width")
@@ -129,23 +129,23 @@ class EvaluationSection(Section):
     """Held-out prompts that are answered before and after the stage."""
 
     prompts: str | None = Field(None, description="A source of prompts; null: no sampled evaluation")
-    recipe_split: str | None = Field(None, description="Built-in recipe: the split that the prompts come from")
+    eval_recipe_split: str | None = Field(None, description="Built-in recipe: the split that the prompts come from")
     num_samples: int = Field(300, gt=0, description="Prompts that are answered, spread over the categories")
-    max_completion_length: int = Field(
+    eval_max_completion_length: int = Field(
         48, gt=0, description="Tokens after which an answer is cut. TRL: none of its own"
     )
-    temperature: float = Field(1.0, gt=0, description="Greedy decoding hides rare content: 1 by default")
+    eval_temperature: float = Field(1.0, gt=0, description="Greedy decoding hides rare content: 1 by default")
     before: bool = Field(False, description="Also answer them before the first step")
-    reward_funcs: list[str | RewardFunction] = Field(
+    eval_reward_funcs: list[str | RewardFunction] = Field(
         default_factory=list, description="What scores the answers; empty: online RL takes reward.reward_funcs"
     )
-    classifier: str | None = Field(None, description="As reward.classifier")
-    compliant_when: dict[str, list[str]] = Field(default_factory=dict, description="As reward.compliant_when")
+    eval_classifier: str | None = Field(None, description="As reward.classifier")
+    eval_compliant_when: dict[str, list[str]] = Field(default_factory=dict, description="As reward.compliant_when")
 
     def rules(self) -> Iterator[Problem]:
         """Classes need a classifier."""
-        if self.compliant_when and self.classifier is None:
-            yield "compliant_when", "has no effect without `classifier`: nothing says what class an answer is"
+        if self.eval_compliant_when and self.eval_classifier is None:
+            yield "eval_compliant_when", "has no effect without `eval_classifier`: nothing says what class an answer is"
 
     def cautions(self) -> Iterator[Problem]:
         """Nothing is sampled without prompts."""

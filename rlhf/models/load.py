@@ -48,8 +48,8 @@ def load_policy(
     else:
         tokenizer = _load_tokenizer(section)
         model = _load_model(name, section)
-    if section.chat_template is not None:
-        tokenizer.chat_template = _read_template(Path(section.chat_template))
+    if section.chat_template_path is not None:
+        tokenizer.chat_template = _read_template(Path(section.chat_template_path))
     if section.use_peft:
         model = _add_adapter(model, section, seed)
     return Policy(model if device is None else model.to(device)), tokenizer
@@ -175,7 +175,7 @@ def _hub_is_out_of_reach() -> bool:
 
 def _read_template(path: Path) -> str:
     if not path.is_file():
-        raise ConfigError(f"model.chat_template: there is no file {path}")
+        raise ConfigError(f"model.chat_template_path: there is no file {path}")
     return path.read_text(encoding="utf-8")
 
 

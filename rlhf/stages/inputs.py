@@ -49,7 +49,7 @@ def read_inputs(stage: str, config: StageConfig) -> Inputs:
     if evaluation.prompts is not None:
         section = DataSection(
             dataset_name=evaluation.prompts,
-            recipe_split=evaluation.recipe_split,
+            recipe_split=evaluation.eval_recipe_split,
             category_column=config.data.category_column,
             max_rows=evaluation.num_samples,
         )
@@ -60,8 +60,8 @@ def read_inputs(stage: str, config: StageConfig) -> Inputs:
 
 def _check_functions(config: StageConfig) -> None:
     # An unknown name must be told before minutes of training, not after.
-    names = [config.evaluation.classifier, getattr(config.reward, "classifier", None)]
-    entries = [*config.evaluation.reward_funcs, *getattr(config.reward, "reward_funcs", [])]
+    names = [config.evaluation.eval_classifier, getattr(config.reward, "classifier", None)]
+    entries = [*config.evaluation.eval_reward_funcs, *getattr(config.reward, "reward_funcs", [])]
     names += [entry if isinstance(entry, str) else entry.fn for entry in entries]
     for name in names:
         if name is not None and not name.startswith("model:"):

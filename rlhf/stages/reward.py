@@ -57,8 +57,8 @@ class Reward(Pairs):
             self.run.tokenizer,
             samples,
             [[sample_seed(self.train.seed, "offset", s.row_id)] for s in samples],
-            max_new_tokens=evaluation.max_completion_length,
-            temperature=evaluation.temperature,
+            max_new_tokens=evaluation.eval_max_completion_length,
+            temperature=evaluation.eval_temperature,
         )
         size, pad = self.train.per_device_eval_batch_size, self.run.tokenizer.pad_token_id
         parts = [found[j : j + size] for j in range(0, len(found), size)]

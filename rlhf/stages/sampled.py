@@ -34,9 +34,9 @@ class SampledEvaluation:
         reward = run.config.reward
         online = isinstance(reward, RewardSection)
         own = {
-            "reward_funcs": self.section.reward_funcs or (reward.reward_funcs if online else []),
-            "compliant_when": self.section.compliant_when or (reward.compliant_when if online else {}),
-            "classifier": self.section.classifier or (reward.classifier if online else None),
+            "reward_funcs": self.section.eval_reward_funcs or (reward.reward_funcs if online else []),
+            "compliant_when": self.section.eval_compliant_when or (reward.compliant_when if online else {}),
+            "classifier": self.section.eval_classifier or (reward.classifier if online else None),
         }
         section = RewardSection(**own)
         self.composer = Composer.from_config(section, model_rewards(run))
@@ -63,8 +63,8 @@ class SampledEvaluation:
             mine,
             # The same seeds before and after: the two sets of answers are paired by prompt and by draw.
             [[sample_seed(seed, "heldout", s.row_id)] for s in mine],
-            max_new_tokens=self.section.max_completion_length,
-            temperature=self.section.temperature,
+            max_new_tokens=self.section.eval_max_completion_length,
+            temperature=self.section.eval_temperature,
         )
         judged = judge(answers, self.composer, self.classifier, self.compliant_when)
         self.run.recorder.rows(step, [eval_row(self.run, j, when, step) for j in judged])
@@ -76,7 +76,7 @@ class SampledEvaluation:
                 "suite": "heldout_answers",
                 "when": when,
                 "n": len(everything),
-                "temperature": self.section.temperature,
+                "temperature": self.section.eval_temperature,
                 "dataset": self.section.prompts,
                 **figures,
             },

@@ -177,6 +177,14 @@ def test_k2_without_a_ratio_is_wrong_on_texts_of_an_older_policy(world: World) -
     assert error(world, Form("k2", "loss", "sequence", "none"), world.sequence_kl(), off_policy=True) > 0.01
 
 
+# A ratio on a sum that samples nothing only adds noise; one number a token does not fit one reward a completion.
+REFUSED_THOUGH_EXACT = {
+    ("full", "loss", "token", "live"),
+    ("full", "loss", "token", "detached"),
+    ("k1", "reward", "token", "none"),
+}
+
+
 @pytest.mark.parametrize("level", ["token", "sequence"])
 @pytest.mark.parametrize("place", ["loss", "reward"])
 @pytest.mark.parametrize("ratio", ["none", "live", "detached"])
@@ -195,6 +203,9 @@ def test_a_form_is_accepted_without_reserve_only_if_its_gradient_is_that_of_a_di
         return
     truths = [kl(forward=forward) for kl in (world.sequence_kl, world.visited) for forward in (False, True)]
     smallest = min(error(world, form, truth) for truth in truths)
+    if (estimator, place, level, ratio) in REFUSED_THOUGH_EXACT:
+        assert reserve and smallest < EXACT
+        return
     assert smallest > 0.01 if reserve else smallest < EXACT
 
 

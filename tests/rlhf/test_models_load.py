@@ -208,11 +208,11 @@ def test_a_tokenizer_without_an_end_token_is_an_error(tmp_path):
 def test_a_chat_template_file_replaces_the_tokenizers(tmp_path):
     path = tmp_path / "chat.jinja"
     path.write_text("{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}")
-    _, tokenizer = tiny(chat_template=str(path))
+    _, tokenizer = tiny(chat_template_path=str(path))
     chat = [{"role": "user", "content": "é"}]
     assert tokenizer.apply_chat_template(chat, tokenize=False) == "[user]é"
-    with pytest.raises(ConfigError, match=r"model\.chat_template: there is no file"):
-        tiny(chat_template=str(tmp_path / "none.jinja"))
+    with pytest.raises(ConfigError, match=r"model\.chat_template_path: there is no file"):
+        tiny(chat_template_path=str(tmp_path / "none.jinja"))
 
 
 def test_the_saved_tokenizer_keeps_its_template(tmp_path):
