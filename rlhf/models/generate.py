@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from rewards.errors import ConfigError, DataError, RunStopped
+from rlhf.models import flat
 from rlhf.models.policy import Policy, evaluating
 
 # Rows that have ended still cost time; below this share of live rows the batch is rebuilt without them.
@@ -142,7 +143,7 @@ class _Decoder:
         self.fixed: dict[str, Any] = {"use_cache": True}
         if "logits_to_keep" in accepted:
             self.fixed["logits_to_keep"] = 1
-        sdpa = core.config._attn_implementation == "sdpa"
+        sdpa = core.config._attn_implementation in ("sdpa", flat.NAME)
         # Eager attention takes its softmax in float32, where float64's mask value is -inf: padding would become NaN.
         self.pads = sdpa or next(core.parameters()).dtype != torch.float64
         # A ready 4D mask spares the model from building one at every step; only where each layer takes it as it is.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch
-from rlhf.models.policy import Policy
+from rlhf.models.policy import LANGUAGE, Policy
 from rlhf.ops.logprobs import PolicyOutput
 
 HEAD_WEIGHTS, HEAD_CONFIG = "value_head.safetensors", "value_head.json"
@@ -53,30 +53,25 @@ class RewardModel(Policy):
 
         Shapes: scores_B in the head's dtype, and as `Policy.forward`. The language-model head is not run for scores.
         """
-        self._check(need, frozenset({"scores", "logps", "logits", "entropy"}))
+        self._check(need, LANGUAGE | {"scores"})
         language = need - {"scores"}
-        if not language:
-            hidden_BTH = self._core().base_model(**self._inputs(tokens)).last_hidden_state
-            return PolicyOutput(scores_B=self._score(hidden_BTH, tokens))
-        output = self.model(**self._inputs(tokens), output_hidden_states="scores" in need)
-        result = self._from_logits(output.logits, tokens, language, temperature)
-        if "scores" in need:
-            result = result._replace(scores_B=self._score(output.hidden_states[-1], tokens))
-        return result
+        if "scores" not in need:
+            return super().forward(tokens, language, temperature)
+        if language:
+            output = self._core()(**self._inputs(tokens), output_hidden_states=True)
+            result = self._with_logits(output.logits, tokens, language, temperature)
+            return result._replace(scores_B=self._score(_last(output.hidden_states[-1], tokens)))
+        layout = self._layout(tokens)
+        if layout is not None:
+            states = self._core().base_model(**layout.inputs(tokens)).last_hidden_state
+            return PolicyOutput(scores_B=self._score(states[0, layout.last_B]))
+        states = self._core().base_model(**self._inputs(tokens)).last_hidden_state
+        return PolicyOutput(scores_B=self._score(_last(states, tokens)))
 
-    def _score(self, hidden_BTH: Tensor, tokens: TokenBatch) -> Tensor:
-        index_T = torch.arange(tokens.attention_BT.shape[1], device=tokens.attention_BT.device)
-        last_B = torch.where(tokens.attention_BT, index_T, -1).amax(dim=1)
-        hidden_BH = hidden_BTH[torch.arange(tokens.size, device=hidden_BTH.device), last_B]
+    def _score(self, states_BH: Tensor) -> Tensor:
         # Products and a sum, not a linear layer: autocast would round a linear layer's result to bfloat16.
-        scores_B = (hidden_BH.to(self.head_weight.dtype) * self.head_weight).sum(dim=-1)
+        scores_B = (states_BH.to(self.head_weight.dtype) * self.head_weight).sum(dim=-1)
         return scores_B - self.offset.to(scores_B.dtype)
-
-    def freeze_language_head(self) -> None:
-        """The language-model head is kept and not trained; a head that shares the embeddings stays with them."""
-        head = self._core().get_output_embeddings()
-        if head is not None and head.weight is not self._core().get_input_embeddings().weight:
-            head.requires_grad_(False)
 
     def set_offset(self, offset: float) -> None:
         """From now on subtract this from what the head gives (not added to an earlier offset)."""
@@ -115,3 +110,10 @@ class RewardModel(Policy):
         with torch.no_grad():
             self.head_weight.copy_(head["weight"])
             self.offset.copy_(head["offset"])
+
+
+def _last(states_BTH: Tensor, tokens: TokenBatch) -> Tensor:
+    """The state at each row's last real token."""
+    index_T = torch.arange(tokens.attention_BT.shape[1], device=states_BTH.device)
+    last_B = torch.where(tokens.attention_BT, index_T, -1).amax(dim=1)
+    return states_BTH[torch.arange(tokens.size, device=states_BTH.device), last_B]

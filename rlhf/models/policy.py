@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 
 from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch
+from rlhf.models.flat import Layout, flat_reach, head_is_all
 from rlhf.ops.logprobs import PolicyOutput, aligned, entropy, gather_logprobs, predictors, scatter
 
 BASE_FOLDER = "base"
 ADAPTER_FILE = "adapter_model.safetensors"
-_NEEDS = frozenset({"logps", "logits", "entropy"})
+_log = logging.getLogger(__name__)
+LANGUAGE = frozenset({"logps", "logits", "entropy"})
 
 
 class Policy(nn.Module):
@@ -32,7 +35,7 @@ class Policy(nn.Module):
         self.model = model
         core = self._core()
         self._takes_positions = "position_ids" in inspect.signature(core.forward).parameters
-        self._head_alone: bool | None = None
+        self._shortcuts: tuple[int, bool] | None = None
         # An embedding gives its padding row no gradient, and many models pad with their end token: it must be learned
         # where it is real. Positions that are padding are outside every mask and need no such protection.
         embeddings = core.get_input_embeddings()
@@ -66,40 +69,40 @@ class Policy(nn.Module):
         Shapes: logps_BT, entropy_BT, 0 outside `tokens.mask_BT`; logits_BTV, every position; index t speaks of token t.
         Units: nats; logps and entropy of softmax(logits / temperature), logits as the model gives them.
         """
-        self._check(need, _NEEDS)
-        if "logits" not in need and self._applies_head_alone(tokens):
-            hidden_BTH = self._core().base_model(**self._inputs(tokens)).last_hidden_state
-            return self._from_states(hidden_BTH, tokens, need, temperature)
-        return self._from_logits(self.model(**self._inputs(tokens)).logits, tokens, need, temperature)
-
-    def _from_states(
-        self, hidden_BTH: Tensor, tokens: TokenBatch, need: frozenset[str], temperature: float
-    ) -> PolicyOutput:
-        logits_XV = self._core().get_output_embeddings()(predictors(hidden_BTH, tokens.mask_BT))
+        self._check(need, LANGUAGE)
+        if "logits" in need:
+            return self._with_logits(self._core()(**self._inputs(tokens)).logits, tokens, need, temperature)
+        layout = self._layout(tokens)
+        inputs = self._inputs(tokens) if layout is None else layout.inputs(tokens)
+        mask = tokens.mask_BT if layout is None else layout.flat(tokens.mask_BT)
+        if self._tried()[1]:
+            states = self._core().base_model(**inputs).last_hidden_state
+            logits_XV = self._core().get_output_embeddings()(predictors(states, mask))
+        else:
+            logits_XV = predictors(self._core()(**inputs).logits, mask)
         return _of_counted(logits_XV, tokens, need, temperature)
 
-    def _from_logits(
+    def _with_logits(
         self, logits_BTV: Tensor, tokens: TokenBatch, need: frozenset[str], temperature: float
     ) -> PolicyOutput:
-        output = PolicyOutput(logits_BTV=aligned(logits_BTV) if "logits" in need else None)
+        output = PolicyOutput()
         if need & {"logps", "entropy"}:
-            counted = _of_counted(predictors(logits_BTV, tokens.mask_BT), tokens, need, temperature)
-            output = counted._replace(logits_BTV=output.logits_BTV)
-        return output
+            output = _of_counted(predictors(logits_BTV, tokens.mask_BT), tokens, need, temperature)
+        return output._replace(logits_BTV=aligned(logits_BTV)) if "logits" in need else output
 
-    def _applies_head_alone(self, tokens: TokenBatch) -> bool:
-        """Whether the logits are the head's output and nothing more (no scaling, no soft cap): tried once, bit for bit.
+    def _layout(self, tokens: TokenBatch) -> Layout | None:
+        """Where the model takes this batch without its padding: the layout."""
+        return Layout.of(tokens) if tokens.ids_BT.shape[1] <= self._tried()[0] else None
 
-        Then the head need only see the positions that predict a counted token.
-        """
-        if self._head_alone is None:
-            head = self._core().get_output_embeddings()
-            sample = self._inputs(tokens.select(0, 1))
-            with torch.no_grad(), evaluating(self.model):
-                logits_BTV = self.model(**sample).logits
-                hidden_BTH = self._core().base_model(**sample).last_hidden_state
-                self._head_alone = head is not None and torch.equal(head(hidden_BTH), logits_BTV)
-        return self._head_alone
+    def _tried(self) -> tuple[int, bool]:
+        """How long flat rows may be, and whether the head can be applied alone; found out once."""
+        if self._shortcuts is None:
+            core = self._core()
+            with torch.no_grad(), torch.autocast(self.device.type, enabled=False), evaluating(self.model):
+                self._shortcuts = (flat_reach(core) if self._takes_positions else 0, head_is_all(core))
+            if not self._shortcuts[0]:
+                _log.info("%s is given padded rows: it does not take flat ones", type(core).__name__)
+        return self._shortcuts
 
     def _inputs(self, tokens: TokenBatch) -> dict[str, Any]:
         inputs = {"input_ids": tokens.ids_BT, "attention_mask": tokens.attention_BT.long(), "use_cache": False}

@@ -1,8 +1,10 @@
 """The policy wrapper: padding, what it returns, adapters, saving and reading back."""
 
+import copy
+
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CohereConfig, GPT2Config, LlamaConfig
+from transformers import AutoModelForCausalLM, CohereConfig, GPT2Config, LlamaConfig, MambaConfig, MistralConfig
 
 from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch
@@ -104,11 +106,60 @@ def test_counted_positions_alone_give_what_all_logits_give(name):
     torch.testing.assert_close(few.logps_BT[tokens.mask_BT], chosen_BT[tokens.mask_BT])
 
 
-def test_only_a_head_without_scaling_is_applied_alone():
-    for name, expected in [("tied", True), ("scaled logits", False)]:
-        policy = make_policy(CONFIGS[name]())
-        policy(batch())
-        assert policy._head_alone is expected
+def test_shortcuts_are_taken_only_where_they_change_nothing():
+    expected = {"tied": (True, True), "scaled logits": (True, False), "learned positions": (True, True)}
+    expected["attends eagerly"] = (False, True)
+    for name, (flat, head_alone) in expected.items():
+        config = llama(attn_implementation="eager") if name == "attends eagerly" else CONFIGS[name]()
+        reach, alone = make_policy(config)._tried()
+        assert (reach > 0, alone) == (flat, head_alone), name
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_flat_rows_give_the_values_and_gradients_of_padded_rows(name, left):
+    results = []
+    for flat in (True, False):
+        policy = make_policy(CONFIGS[name]()).eval()
+        if not flat:
+            policy._shortcuts = (0, False)
+        output = policy(batch(left=left, width=11), need=frozenset({"logps", "entropy"}))
+        (output.logps_BT.sum() + output.entropy_BT.sum()).backward()
+        results.append([output.logps_BT, output.entropy_BT, *(p.grad for p in policy.parameters())])
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+
+
+def test_rows_beyond_a_sliding_window_keep_their_padding_and_their_values():
+    policy = make_policy(MistralConfig(**SIZES, sliding_window=6)).eval()
+    assert policy._tried()[0] == 6
+    tokens = batch()
+    assert policy._layout(tokens) is None
+    assert policy._layout(batch([text[:6] for text in ROWS])) is not None
+    logps_BT = policy(tokens).logps_BT
+    for row, text in enumerate(ROWS):
+        torch.testing.assert_close(logps_BT[row][tokens.mask_BT[row]], by_hand(policy, text))
+
+
+def test_models_that_carry_a_state_along_the_row_are_given_padded_rows():
+    policy = make_policy(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)).eval()
+    assert policy._tried()[0] == 0
+    assert policy(batch()).logps_BT.shape == batch().ids_BT.shape
+
+
+def test_a_model_left_with_the_flat_attention_is_otherwise_as_before(tmp_path):
+    policy, untouched = make_policy().eval(), make_policy().eval()
+    policy(batch())
+    ids, attention = batch(left=True).ids_BT, batch(left=True).attention_BT.long()
+    options = {"attention_mask": attention, "do_sample": False, "max_new_tokens": 8}
+    assert torch.equal(policy.model.generate(ids, **options), untouched.model.generate(ids, **options))
+    assert torch.equal(
+        policy.model(ids, attention_mask=attention).logits, untouched.model(ids, attention_mask=attention).logits
+    )
+    policy.save(tmp_path)
+    assert "flat" not in (tmp_path / "config.json").read_text()
+    copied = copy.deepcopy(policy)
+    assert torch.equal(copied(batch()).logps_BT, policy(batch()).logps_BT)
 
 
 def test_gradients_do_not_depend_on_the_path_or_the_padding():
