@@ -62,6 +62,8 @@ def create(root: Path) -> None:
     path = root / DATABASE
     with translated(path, "create a ledger"), closing(connect_writable(path)) as connection:
         if not _has_events(connection):
+            if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+                raise LedgerError(f"{path}: is a database of something else; give an empty or a new folder")
             with transaction(connection, path):
                 connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
@@ -83,6 +85,9 @@ def check(root: Path) -> None:
         if not _has_events(connection):
             raise LedgerError(f"{path}: not a ledger (it has no table of events); check the path")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
+        mark = connection.execute("PRAGMA application_id").fetchone()[0]
+    if mark != APPLICATION_ID:
+        raise LedgerError(f"{path}: not a ledger (another application's database); check the path")
     if version > SCHEMA_VERSION:
         raise LedgerError(f"{path}: written by a newer version (schema {version}); upgrade rlhf-ledger to read it")
 

@@ -19,7 +19,7 @@ from rewards.chain import commit_hash, text_hash
 from rewards.errors import LedgerError
 from rewards.rows import Batch, from_sql, to_sql
 from rewards.schema import FILE_COLUMNS, SCHEMA_VERSION, STORED, TEXT_COLUMNS, TEXT_HASHES
-from rewards.sqlite import APPLICATION_ID, connect_writable, sync_folder, transaction
+from rewards.sqlite import APPLICATION_ID, close_settled, connect_writable, snapshot, sync_folder, transaction
 
 _SALT_BYTES = 16
 _CHUNK = 20_000
@@ -81,15 +81,31 @@ def _ddl() -> list[str]:
     ]
 
 
+def _check_leftover(path: Path) -> None:
+    if not path.exists() or not path.stat().st_size:
+        return
+    with snapshot(path) as tail:
+        tables = {name for (name,) in tail.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "sessions" in tables and tail.execute("SELECT 1 FROM sessions LIMIT 1").fetchone():
+            raise LedgerError(
+                f"{path}: holds rows of a writer that ledger.db does not know; was ledger.db replaced by an older "
+                "copy? restore it, or move the file away"
+            )
+
+
 class TailWriter:
     """The only writer of a tail. Keeps the chain's head; after an error the file is suspect and must not be used."""
 
     def __init__(self, path: Path, identity: TailIdentity) -> None:
-        """Creates the file. A file of that name that no claim speaks of is left over from a crash and replaced."""
+        """Creates the file. An empty one of that name that no claim speaks of is left over from a crash and replaced.
+
+        Raises: LedgerError when such a file holds rows: ledger.db is older than it.
+        """
         self.path = path
         self.identity = identity
         self.head = identity.genesis
         self.next_seq = identity.first_seq
+        _check_leftover(path)
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
         self._connection = connect_writable(path)
@@ -143,10 +159,15 @@ class TailWriter:
 
     def close(self) -> None:
         """Closes the file; SQLite folds its log into it."""
-        self._connection.close()
+        close_settled(self._connection)
 
 
 # -- reading: every function takes a snapshot of the file ------------------------------------------------------------
+
+
+def tail_path(tail: sqlite3.Connection) -> str:
+    """The file behind a connection, for messages."""
+    return str(tail.execute("PRAGMA database_list").fetchone()[2])
 
 
 def read_identity(tail: sqlite3.Connection) -> TailIdentity:
@@ -187,7 +208,8 @@ def read_sessions(tail: sqlite3.Connection, max_step: int | None = None, texts: 
             arrays = [from_sql(c.name, values[c.name]) for c in STORED]
         except LedgerError as error:
             first = values["seq"][0]
-            raise LedgerError(f"counted from seq {first}, {error}: not as it was written; run verify") from error
+            where = f"{tail_path(tail)}: from seq {first} on"
+            raise LedgerError(f"{where}, {error}: not as it was written; run verify") from error
         arrays += [pa.array(values[name], pa.string()) for name in names[len(STORED) :]]
         batches.append(pa.RecordBatch.from_arrays(arrays, names))
     return batches

@@ -7,6 +7,7 @@ path: it takes nothing away from its parent and its view holds no row of the par
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 from rewards.errors import LedgerError
@@ -89,9 +90,9 @@ class Position:
         try:
             return cls(
                 run_id=str(position["run_id"]),
-                attempt=int(position["attempt"]),
-                step=int(position["step"]),
-                places={int(w): Place(int(p["seq"]), str(p["head"])) for w, p in position["positions"].items()},
+                attempt=index(position["attempt"]),
+                step=index(position["step"]),
+                places={int(w): Place(index(p["seq"]), str(p["head"])) for w, p in position["positions"].items()},
                 event_head=str(position["event_head"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:

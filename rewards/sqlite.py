@@ -4,7 +4,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,6 +12,7 @@ from rewards.errors import LedgerError
 
 APPLICATION_ID = 0x524C4544  # "RLED": `file` and other tools can tell a ledger's databases from others
 
+_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 _BUSY_SECONDS = 20.0  # SQLite's own patience, per statement
 _PATIENCE_SECONDS = 180.0  # ours, per transaction: somebody left a transaction open in a shell
 
@@ -64,6 +65,16 @@ def transaction(connection: sqlite3.Connection, path: Path) -> Iterator[None]:
         raise
 
 
+def close_settled(connection: sqlite3.Connection) -> None:
+    """Closes a connection and folds the log into the file as far as readers allow, so that the file alone can travel.
+
+    The log stays complete where that fails: nothing is lost.
+    """
+    with suppress(sqlite3.Error):
+        connection.execute("PRAGMA wal_checkpoint(PASSIVE)")
+    connection.close()
+
+
 def _patiently(connection: sqlite3.Connection, statement: str, path: Path) -> None:
     deadline = time.monotonic() + _PATIENCE_SECONDS
     while True:
@@ -71,7 +82,7 @@ def _patiently(connection: sqlite3.Connection, statement: str, path: Path) -> No
             connection.execute(statement).fetchone()
             return
         except sqlite3.OperationalError as error:
-            if (error.sqlite_errorcode & 0xFF) not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            if (error.sqlite_errorcode & 0xFF) not in _PASSING:
                 raise
             if time.monotonic() > deadline:
                 raise LedgerError(

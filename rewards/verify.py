@@ -3,6 +3,7 @@
 import sqlite3
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -48,15 +49,16 @@ def verify_ledger(root: Path, anchor: str | None = None) -> Verification:
     """Recomputes all. See `Ledger.verify`."""
     history = _History()
     used = _tails_with_rows(root)  # before the claims are read: rows come after their writer's claim
-    with snapshot(root / DATABASE) as ledger:
-        stored = events.read(ledger)
-        _verify_events(stored, history)
-        try:
+    stored: list[events.Event] = []
+    lineage, chains = Lineage([]), list[Chain]()
+    try:
+        with snapshot(root / DATABASE) as ledger:
+            stored = events.read(ledger)
+            _verify_events(stored, history)
             lineage = read_lineage(ledger)
             chains = read_chains(ledger, root, lineage)
-        except (LedgerError, KeyError, TypeError) as error:
-            history.problems.append(f"the claims of attempts cannot be read: {error}")
-            lineage, chains = Lineage([]), []
+    except (LedgerError, KeyError, TypeError) as error:
+        history.problems.append(f"the events cannot be read: {error}")
     for chain in chains:
         _verify_chain(chain, chains, lineage, history)
     for path in sorted(used - {chain.path for chain in chains}):
@@ -208,9 +210,7 @@ def _verify_checkpoints(stored: list[events.Event], history: _History) -> None:
     """Every place and head that a checkpoint recorded occurs in the chains."""
     heads = {chain: set(known.values()) for chain, known in history.known.items()}
     for event in stored:
-        if event.kind != "checkpoint":
-            continue
-        content = event.content()
+        content = _checkpoint(event)
         for writer, place in content["positions"].items():
             name = chain_name(event.run_id, event.attempt or 0, int(writer))
             if history.known.get(name, {}).get(place["seq"]) != place["head"]:
@@ -228,19 +228,26 @@ def _verify_checkpoints(stored: list[events.Event], history: _History) -> None:
             return
 
 
+def _checkpoint(event: events.Event) -> dict[str, Any]:
+    """What a checkpoint recorded of the chains; nothing for other events, and for those that trainers wrote."""
+    content = event.content() if event.kind == "checkpoint" else {}
+    return content if "heads" in content else {"positions": {}, "heads": {}}
+
+
 def _occurs(anchor: str, head: str, stored: list[events.Event], history: _History) -> bool:
     """Whether a head was this ledger's, or one of its chains', now or at some time before."""
     if anchor == head or any(anchor == commit[2] for commit in history.commits):
         return True
     for event in stored:
-        if event.kind == "checkpoint" and anchor == ledger_head(event.content()["heads"] | {EVENTS_CHAIN: event.hash}):
+        heads = _checkpoint(event)["heads"]
+        if heads and anchor == ledger_head(heads | {EVENTS_CHAIN: event.hash}):
             return True
     latest: dict[str, int] = {}
     timed = []
     for order, (time, chain, chain_head) in enumerate(history.commits):
         latest[chain] = max(time, latest.get(chain, 0))  # a clock that was set back does not reorder a chain
         timed.append((latest[chain], order, chain, chain_head))
-    heads: dict[str, str] = {}
+    heads = {}
     for _, _, chain, chain_head in sorted(timed):
         heads[chain] = chain_head
         if anchor == ledger_head(heads):

@@ -14,7 +14,7 @@ from rewards.errors import LedgerError
 from rewards.hot import read_blocks, read_sessions, with_identity
 from rewards.lineage import Lineage
 from rewards.schema import CLAIM_KINDS, EVENT_KINDS, arrow_schema
-from rewards.sqlite import snapshot
+from rewards.sqlite import snapshot, translated
 
 # Snapshots are opened together up to here, so that they are of one moment; beyond it, files are read one by one.
 _TOGETHER = 64
@@ -35,10 +35,8 @@ def session_table(root: Path, run_id: str, live: bool, texts: bool) -> pa.Table:
     batches, counts = [], []
     for chain, tail in _tails(chains):
         limit = limits.get(chain.attempt.id) if live else None
-        try:
+        with translated(chain.path, "read"):
             rows = read_sessions(tail, limit, texts)
-        except LedgerError as error:
-            raise LedgerError(f"{chain.path}: {error}") from error
         for batch in rows:
             batches.append(with_identity(batch, chain.identity).select(schema.names).cast(schema))
             counts.append((chain, batch.num_rows))

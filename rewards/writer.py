@@ -1,6 +1,7 @@
 """The writing side of a ledger: one process's way in for sessions, events and checkpoints."""
 
 import sqlite3
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from rewards.hot import TailWriter
 from rewards.lineage import Attempt, Place, places_payload
 from rewards.rows import Batch, make_batch
 from rewards.schema import EVENT_KINDS
-from rewards.sqlite import snapshot, transaction, translated
+from rewards.sqlite import close_settled, snapshot, transaction, translated
 
 
 class Writer:
@@ -37,7 +38,8 @@ class Writer:
             str(tail.path), {"rows": _row_sink(tail), "event": _event_sink(root / DATABASE, ledger)}
         )
         # Also runs at exit and when the writer is forgotten: what was handed over is written.
-        self._finish = weakref.finalize(self, _shut, self._committer, tail, ledger)
+        self._parts = (self._committer, tail, ledger)
+        self._finish = weakref.finalize(self, _forgotten, *self._parts)
 
     def append(self, step: int, rows: Any) -> Ticket:
         """Hands over the sessions of a step; returns at once. `ticket.wait()` returns when they are durable.
@@ -69,6 +71,11 @@ class Writer:
             step = _check_step(step)
         if kind not in EVENT_KINDS:
             raise LedgerError(f"unknown event kind `{kind}`; the kinds are {', '.join(EVENT_KINDS)}")
+        if kind == "checkpoint" and isinstance(payload, Mapping) and "heads" in payload:
+            raise LedgerError("event `checkpoint`: `heads` is what Writer.checkpoint records; call it instead")
+        return self._put_event(kind, payload, step)
+
+    def _put_event(self, kind: str, payload: Mapping[str, Any], step: int | None) -> Ticket:
         text = events.encode(kind, payload)
         with self._lock:
             at_step = self._last_step if step is None else step
@@ -96,7 +103,7 @@ class Writer:
         mine, heads = self._places()
         positions = places_payload(mine)
         payload = {"step": step, "path": path, "positions": positions, "heads": heads}
-        ticket = self.event("checkpoint", payload, step=step)
+        ticket = self._put_event("checkpoint", payload, step)
         ticket.wait()
         event_head = str(ticket.result.hash)
         return {
@@ -132,7 +139,8 @@ class Writer:
 
         Raises: LedgerError when something handed over could not be written.
         """
-        self._finish()
+        _shut(*self._parts)
+        self._finish.detach()
         if self._committer.failure is not None:
             raise LedgerError(str(self._committer.failure)) from self._committer.failure
 
@@ -177,7 +185,13 @@ def _event_sink(path: Path, ledger: sqlite3.Connection) -> Callable[[Sequence[ev
     return write
 
 
+def _forgotten(committer: Committer, tail: TailWriter, ledger: sqlite3.Connection) -> None:
+    _shut(committer, tail, ledger)
+    if committer.failure is not None:
+        print(f"error: {committer.failure}", file=sys.stderr)  # nobody is left to raise it to
+
+
 def _shut(committer: Committer, tail: TailWriter, ledger: sqlite3.Connection) -> None:
     if committer.stop():
         tail.close()
-        ledger.close()
+        close_settled(ledger)

@@ -1,5 +1,6 @@
 """Writing and reading: what goes in comes out, what does not fit is refused by name, errors say what to do."""
 
+import gc
 import json
 import math
 import os
@@ -344,6 +345,18 @@ def test_a_writer_that_is_not_closed_writes_at_exit(tmp_path: Path) -> None:
     assert Ledger.open(tmp_path / "l").sessions("r").num_rows == 39 * 8
 
 
+def test_a_failure_of_a_writer_that_nobody_closes_is_printed(
+    ledger: Ledger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer = ledger.writer("r")
+    full_disk(writer)
+    writer.append(1, rows(0, 400, prompt="x" * 500))
+    ledger._writers.clear()
+    del writer
+    gc.collect()
+    assert "400 session rows handed over last were not written" in capsys.readouterr().err
+
+
 def test_a_closed_writer_refuses(ledger: Ledger) -> None:
     writer = ledger.writer("r")
     writer.close()
@@ -451,6 +464,19 @@ def test_opening_what_is_no_ledger_says_so(tmp_path: Path) -> None:
     (tmp_path / "empty" / "ledger.db").touch()
     with pytest.raises(LedgerError, match="no table of events"):
         Ledger.open(tmp_path / "empty")
+
+
+def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "ledger.db") as database:
+        database.execute("CREATE TABLE accounts (name TEXT)")
+    with pytest.raises(LedgerError, match="not a ledger"):
+        Ledger.open(tmp_path)
+    with pytest.raises(LedgerError, match="a database of something else"):
+        Ledger.open(tmp_path, create=True)
+    with sqlite3.connect(tmp_path / "ledger.db") as database:
+        database.execute("CREATE TABLE events (name TEXT)")
+    with pytest.raises(LedgerError, match="another application's database"):
+        Ledger.open(tmp_path)
 
 
 def test_a_ledger_of_a_newer_version_is_refused(ledger: Ledger) -> None:

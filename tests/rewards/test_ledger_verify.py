@@ -11,6 +11,7 @@ import pytest
 
 from rewards import Ledger
 from rewards.chain import ledger_head
+from rewards.errors import LedgerError
 from tests.rewards.ledger_rows import RECALIBRATION, row, rows, scratch
 
 
@@ -208,6 +209,22 @@ def test_an_edited_or_removed_event_is_found(copy: Path, statement: str, said: s
 def test_an_event_chain_rewritten_at_its_end_is_found_by_the_files_it_forgets(copy: Path) -> None:
     edit(copy, "ledger.db", "DELETE FROM events WHERE run_id = 'demo/sft'")
     assert "000003-000.db: holds rows of a writer that never joined" in first_bad(copy)
+
+
+def test_an_older_ledger_db_never_costs_the_rows_of_a_newer_tail(copy: Path) -> None:
+    edit(copy, "ledger.db", "DELETE FROM events WHERE run_id = 'demo/sft'")
+    with pytest.raises(LedgerError, match=r"000003-000.db: holds rows of a writer that ledger.db does not know"):
+        Ledger.open(copy).writer("demo/dpo")
+    assert sqlite3.connect(copy / "tails/000003-000.db").execute("SELECT count(*) FROM sessions").fetchone() == (2,)
+
+
+def test_a_checkpoint_event_of_a_trainer_is_no_record_of_the_chains() -> None:
+    with scratch() as folder, Ledger.open(folder / "ledger", create=True) as ledger:
+        with ledger.writer("r") as writer:
+            writer.event("checkpoint", {"path": "out/checkpoint-1", "step": 1}, step=1)
+            with pytest.raises(LedgerError, match=r"call it instead"):
+                writer.event("checkpoint", {"heads": {}}, step=1)
+        assert ledger.verify().ok and not ledger.verify("00").ok
 
 
 def test_files_that_changed_places_are_found(copy: Path) -> None:
