@@ -151,16 +151,19 @@ def _same_window(events: Sequence[Event], steps: NDArray[np.int64], row: Mapping
         if at is None or row["session"] is None or same or abs(at - row["session"]) > WINDOW:
             continue
         what = event["kind"].replace("_", " ")
-        others.append(f"{what}{' of ' + payload['category'] if payload.get('category') else ''} at session {at}")
+        others.append(f"{what}{' of ' + payload['category'] if payload.get('category') else ''} at session {at:,}")
     return others
 
 
 def _statement(row: Mapping[str, Any]) -> str:
     trigger, detectable = row["trigger"] or {}, row["detectable"]
+    evidence = row["evidence"] or {}
     if trigger:
+        hits = evidence.get("hits", trigger.get("hits"))
+        some = f"at least {trigger.get('k')}" if hits is None else hits
         cause = (
-            f"It fired because {trigger.get('hits', 'at least ' + str(trigger.get('k')))} of the last "
-            f"{trigger.get('n')} sessions matched. A window picked for being high is followed by a lower one whatever "
+            f"It fired because {some} of the last {evidence.get('n', trigger.get('n'))} sessions of {row['category']} "
+            "matched. A window picked for being high is followed by a lower one whatever "
             "is done (regression to the mean), so no before-and-after figure is given."
         )
     else:

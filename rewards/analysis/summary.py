@@ -176,7 +176,28 @@ def _richness(table: pa.Table, answers: list[str | None], windows: tuple[slice, 
         if all(mine):
             measured = _measures(answers, groups, mine)
             per_category[name] = {key: measured[key] for key in ("vocabulary", "diversity", "within_prompt")}
-    return found | {"by_category": per_category}
+    return found | {"by_category": per_category, "within_categories": _averaged(per_category)}
+
+
+def _averaged(per_category: Mapping[str, Any]) -> dict[str, Any]:
+    """Means over the categories that both ends have, each weighing the same: a changed mixture cannot move them."""
+    averaged: dict[str, dict[str, Any]] = {}
+    for name in ("vocabulary", "diversity", "within_prompt"):
+        pairs = [measured[name] for measured in per_category.values() if measured[name]["first"] is not None]
+        pairs = [pair for pair in pairs if pair["last"] is not None]
+        if not pairs:
+            averaged[name] = {"first": None, "last": None, "categories": 0, "why": "no category is in both ends"}
+            continue
+        averaged[name] = {"categories": len(pairs), "why": None}
+        for end in ("first", "last"):
+            limits = [pair[f"{end}_interval"] for pair in pairs]
+            value = float(np.mean([pair[end] for pair in pairs]))
+            averaged[name] |= {end: value, f"{end}_n": sum(pair[f"{end}_n"] for pair in pairs)}
+            averaged[name][f"{end}_interval"] = [None, None]
+            if all(low is not None for low, _ in limits):
+                half = float(np.sqrt(sum(((high - low) / 2) ** 2 for low, high in limits))) / len(limits)
+                averaged[name][f"{end}_interval"] = [value - half, value + half]
+    return averaged
 
 
 def _measures(

@@ -6,6 +6,9 @@ from typing import Any
 
 MISSING = "–"  # noqa: RUF001 - a dash is what a table shows for nothing
 
+# With more columns than this an interval and its n stand on lines of their own.
+WIDE = 6
+
 
 class Markup(str):
     """A string that is HTML already."""
@@ -109,7 +112,8 @@ def table(caption: str, head: Sequence[object], rows: Sequence[Sequence[object]]
         [tag("tr", join([tag("th", row[0], scope="row"), *(tag("td", found) for found in row[1:])])) for row in rows]
     )
     inner = join([tag("caption", caption), tag("thead", tag("tr", top)), tag("tbody", body)])
-    whole = tag("table", inner, class_="numeric" if numeric else None)
+    style = ("numeric wide" if len(head) > WIDE else "numeric") if numeric else None
+    whole = tag("table", inner, class_=style)
     return tag("div", whole, class_="scroll", role="region", aria_label=caption, tabindex=0)
 
 

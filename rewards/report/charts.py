@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rewards.analysis.constraint import AROUND
 from rewards.report.cells import Markup, count, interval, join, number, table, tag
 
 Spec = dict[str, Any]
@@ -155,5 +156,8 @@ def _leverage(data: Mapping[str, Any]) -> dict[str, Spec]:
             for place, row in enumerate(data["recalibrations"], start=1)
             if row["step"] is not None and row["category"] == category
         ]
-        found[f"leverage-{category}"] = line("step", "leverage", lines, marks)
+        known = [point["step"] for point in points if point["step"] is not None]
+        # From shortly before the first change, so that the change itself is in the picture.
+        start = min([*known, *(int(mark["x"]) - AROUND for mark in marks)])
+        found[f"leverage-{category}"] = line("step", "leverage", lines, marks, range=[max(1, start), max(known)])
     return found

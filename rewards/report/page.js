@@ -154,7 +154,7 @@
         svg("polygon", { points: [...upper, ...lower].join(" "), class: "band", fill: colour }, parent);
       }
       const points = run.map((p) => `${place(p[0])},${lift(p[1])}`).join(" ");
-      svg("polyline", { points, class: "line", stroke: colour, "stroke-dasharray": line.dashed ? "5 3" : "none", opacity: path ? 0.45 : 1 }, parent);
+      svg("polyline", { points, class: "line", stroke: colour, "stroke-dasharray": line.dashed ? "5 3" : "none", opacity: path ? 0.3 : 1 }, parent);
       if (path || run.length === 1)
         run.forEach((p, k) => svg("circle", { cx: place(p[0]), cy: lift(p[1]), r: 3, fill: colour, opacity: path ? 0.25 + (0.75 * (k + 1)) / run.length : 1 }, parent));
     }

@@ -48,7 +48,9 @@ def _change(row: Data) -> list[object]:
     if before is not None:
         window = evidence.get("window_before")
         earlier = (
-            f"; {number(before, 'share')} of the {window} before" if window else f"; {number(before, 'share')} before"
+            f"; {number(before, 'share')} of the run's {window} sessions before"
+            if window
+            else f"; {number(before, 'share')} before"
         )
         said = f"{said or 'no reason given'}{earlier}"
     gap = f"{_pct(row['old_pct'])} to {_pct(row['new_pct'])}"
@@ -69,10 +71,7 @@ def _leverage(found: Data, specs: Mapping[str, Spec]) -> Markup:
     rows = []
     for row in found["around"]:
         for name in ("leverage", "spill", "relative"):
-            ends = [
-                f"{number(row[side][name]['median'])} (n {row[side][name]['n']} of {row[side]['of']})"
-                for side in ("before", "after")
-            ]
+            ends = [_median(row[side][name], row[side]["of"]) for side in ("before", "after")]
             rows.append([f"{row['category']}, step {row['step']}: {name}", *ends])
     if rows:
         parts.append(table("Medians over the ten steps before and after", ["", "before", "after"], rows))
@@ -85,7 +84,14 @@ def _leverage(found: Data, specs: Mapping[str, Spec]) -> Markup:
     parts.append(
         paragraph(
             "Leverage compares how strongly compliance moves the advantage with and without the schedule, over the "
-            "same sessions; 1 is no reach. Steps without mixed groups have none and are not counted."
+            "same sessions: 1 is no reach, below 1 the schedule weakens it. It is recorded while a differential acts, "
+            "and a step without mixed groups has none."
         )
     )
     return join(parts)
+
+
+def _median(found: Data, steps: int) -> str:
+    if found["median"] is None:
+        return f"none in {steps} steps on record" if steps else "not recorded"
+    return f"{number(found['median'])} (n {found['n']} of {steps} steps)"

@@ -39,6 +39,12 @@ def overview(data: Data) -> Markup:
         ("Distinct words and marks", behaviour["vocabulary"], "types"),
         ("Distinct word pairs", behaviour["distinct_2"], "share"),
     ]
+    even = behaviour.get("within_categories", {})
+    for place, key in ((5, "diversity"), (7, "within_prompt"), (9, "vocabulary")):
+        if key in even and len(behaviour["by_category"]) > 1:
+            unit = "types" if key == "vocabulary" else "share"
+            name = f"the same, mean of {even[key]['categories']} categories in both ends"
+            measures.insert(place, (name, even[key], unit))
     rows: list[Sequence[object]] = []
     absent: dict[str, list[str]] = {}
     for name, pair, unit in measures:
@@ -63,12 +69,15 @@ def overview(data: Data) -> Markup:
     if behaviour["diversity"]["first"] is not None:
         note = (
             f"Task part: {behaviour['task_part']}. Richness is what a sample of fixed size is expected to hold, so "
-            f"that longer or more answers do not look richer. {note} For two answers to one prompt it counts prompts."
+            "that longer or more answers do not look richer; the mean over categories does not move when their mixture "
+            f"changes. {note} For two answers to one prompt it counts prompts."
         )
     return section("overview", "First and last sessions", *parts, paragraph(note))
 
 
 def _measured(name: str, pair: Data) -> Markup:
+    if "categories" in pair:
+        return tag("div", name, class_="sub")
     drawn = f"{count(pair['sample'])} {pair['drawn']}" if pair.get("sample") else None
     return join([name, tag("span", f"in {drawn}", class_="ci") if drawn else ""])
 

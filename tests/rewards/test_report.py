@@ -113,6 +113,29 @@ def test_task_part_leaves_the_sought_sentences_out_of_vocabulary(steps):
     assert more["diversity"]["last"] == plain["diversity"]["last"]
 
 
+def test_a_new_category_moves_the_overall_richness_but_not_the_mean_within_categories():
+    rng = np.random.default_rng(3)
+    words = {"a": ["one", "two", "three"], "b": ["vier", "fuenf", "sechs"]}
+
+    def rows(names):
+        found = [(name, " ".join(rng.choice(words[name], 4))) for name in names]
+        return [{"category": name, "response": text, "baseline_reward": 1.0} for name, text in found]
+
+    behaviour = bare(small(rows(["a"] * 500) + rows(["a", "b"] * 250))).data["behaviour"]
+    assert behaviour["vocabulary"]["last"] > 1.9 * behaviour["vocabulary"]["first"]
+    within = behaviour["within_categories"]["vocabulary"]
+    assert within["categories"] == 1 and within["last"] == pytest.approx(within["first"], rel=0.02)
+
+
+def test_the_statement_counts_the_window_that_was_there(steps):
+    events = simulated.as_events(simulated.stage_events(steps))
+    for event in events:
+        if event["kind"] == "recalibration":
+            event["payload"] = {**event["payload"], "evidence": {"hits": 10, "n": 16}}
+    (row,) = build(record(steps, events=events)).data["recalibrations"]
+    assert "because 10 of the last 16 sessions of self matched" in row["statement"]
+
+
 def test_parts_of_the_change_add_up_to_the_change_of_the_adjusted_mean(report):
     change = report.data["convergence"]["change"]
     assert change["adjusted"]["value"] == pytest.approx(change["baseline"]["value"] + change["schedule"]["value"])
