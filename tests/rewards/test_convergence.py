@@ -1,3 +1,5 @@
+import itertools
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -22,7 +24,7 @@ def test_bins_never_cut_a_step_and_cover_every_session():
     bins = step_bins(steps)
     assert 40 <= len(bins) <= 60
     assert bins[0].start == 0 and bins[-1].stop == len(steps)
-    for left, right in zip(bins, bins[1:], strict=False):
+    for left, right in itertools.pairwise(bins):
         assert left.stop == right.start and steps[left.stop - 1] < steps[right.start]
     assert all(found.first_step == steps[found.start] for found in bins)
 
