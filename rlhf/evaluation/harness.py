@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from rewards.analysis.intervals import wilson
@@ -33,18 +33,19 @@ def mean(values: Sequence[float]) -> dict[str, Any] | None:
     return {"value": average, "low": average - half, "high": average + half, "n": n}
 
 
-def summarise(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
+def summarise(judged: Sequence[Judged], counts: Collection[str] = ()) -> dict[str, dict[str, Any]]:
     """Figures of a set of answers.
 
-    Per component its mean raw value, and for counts the share of answers above 0 (`NAME_share`); compliance; tokens;
-    the share that was cut; the share of different texts. n is the number of answers behind each figure.
+    Per component its mean raw value, and for those named in `counts` the share of answers above 0 (`NAME_share`);
+    compliance; tokens; the share that was cut; the share of different texts. n is the number of answers behind each
+    figure.
     """
     figures: dict[str, dict[str, Any] | None] = {}
     for i, part in enumerate(judged[0].components if judged else []):
         raws = [j.components[i].raw for j in judged]
         known = [raw for raw in raws if raw is not None]
         figures[part.name] = mean(known)
-        if any(raw not in (0.0, 1.0) for raw in known) and all(raw >= 0 and raw == int(raw) for raw in known):
+        if part.name in counts:
             figures[f"{part.name}_share"] = share([raw > 0 for raw in known])
     figures["compliance"] = share([j.compliant for j in judged if j.compliant is not None])
     figures["response_tokens"] = mean([float(len(j.answer.ids)) for j in judged])
@@ -54,7 +55,7 @@ def summarise(judged: Sequence[Judged]) -> dict[str, dict[str, Any]]:
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
-def by_category(judged: Sequence[Judged]) -> dict[str, dict[str, dict[str, Any]]]:
+def by_category(judged: Sequence[Judged], counts: Collection[str] = ()) -> dict[str, dict[str, dict[str, Any]]]:
     """The figures of each category."""
     names = sorted({str(j.answer.record.category) for j in judged if j.answer.record.category is not None})
-    return {name: summarise([j for j in judged if j.answer.record.category == name]) for name in names}
+    return {name: summarise([j for j in judged if j.answer.record.category == name], counts) for name in names}

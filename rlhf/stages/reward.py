@@ -41,7 +41,7 @@ class Reward(Pairs):
             self.reference = open_reference(run, config.reference, run.policy)
         if self.regularizer is None:
             # A head that no loss reaches must not wait for gradients from other ranks.
-            self.module.freeze_language_head()
+            _freeze_language_head(run.policy.model)
         self.offset_scores: list[TokenBatch] = []
         if config.train.reward_offset == "reference":
             self.offset_scores = self._reference_texts()
@@ -127,6 +127,13 @@ class Reward(Pairs):
             self.module.set_offset(offset)
             found["reward_offset"] = {"value": offset, "n": sum(tokens.size for tokens in self.offset_scores)}
         return {**found, **super().finish(step)}
+
+
+def _freeze_language_head(model: Any) -> None:
+    """Freezes the language-model head, unless it shares the embeddings, which are trained."""
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not model.get_input_embeddings().weight:
+        head.requires_grad_(False)
 
 
 def _prompt_only(record: Record) -> Record:

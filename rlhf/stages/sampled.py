@@ -69,7 +69,9 @@ class SampledEvaluation:
         judged = judge(answers, self.composer, self.classifier, self.compliant_when)
         self.run.recorder.rows(step, [eval_row(self.run, j, when, step) for j in judged])
         everything = gather_object(judged) if accelerator.num_processes > 1 else judged
-        figures = {"metrics": summarise(everything), "by_category": by_category(everything)}
+        # A function that looks for sentences counts them: the share of answers with any is the figure people read.
+        counts = {part.name for part in self.composer.scorers if part.phrases is not None}
+        figures = {"metrics": summarise(everything, counts), "by_category": by_category(everything, counts)}
         self.run.recorder.event(
             "evaluation",
             {
