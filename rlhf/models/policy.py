@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch
+from rlhf.models.flat import NAME as FLAT
 from rlhf.models.flat import Layout, flat_reach, head_is_all
 from rlhf.ops.logprobs import PolicyOutput, aligned, entropy, gather_logprobs, predictors, scatter
 
@@ -95,8 +96,9 @@ class Policy(nn.Module):
         return Layout.of(tokens) if tokens.ids_BT.shape[1] <= self._tried()[0] else None
 
     def _tried(self) -> tuple[int, bool]:
-        """How long flat rows may be, and whether the head can be applied alone; found out once."""
-        if self._shortcuts is None:
+        """How long flat rows may be, and whether the head can be applied alone; found out once per attention."""
+        changed = self._shortcuts is not None and self._shortcuts[0] and self.config._attn_implementation != FLAT
+        if self._shortcuts is None or changed:
             core = self._core()
             with torch.no_grad(), torch.autocast(self.device.type, enabled=False), evaluating(self.model):
                 self._shortcuts = (flat_reach(core) if self._takes_positions else 0, head_is_all(core))

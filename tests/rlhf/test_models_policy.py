@@ -147,6 +147,16 @@ def test_models_that_carry_a_state_along_the_row_are_given_padded_rows():
     assert policy(batch()).logps_BT.shape == batch().ids_BT.shape
 
 
+def test_another_attention_chosen_later_is_respected():
+    policy = make_policy().eval()
+    expected = policy(batch()).logps_BT
+    for name in ("sdpa", "eager"):
+        policy.model.set_attn_implementation(name)
+        torch.testing.assert_close(policy(batch()).logps_BT, expected, rtol=1e-5, atol=1e-6)
+    assert policy.config._attn_implementation == "eager"
+    assert policy._layout(batch()) is None
+
+
 def test_a_model_left_with_the_flat_attention_is_otherwise_as_before(tmp_path):
     policy, untouched = make_policy().eval(), make_policy().eval()
     policy(batch())
