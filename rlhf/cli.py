@@ -85,6 +85,8 @@ def _dispatch(args: argparse.Namespace, rest: list[str], parser: argparse.Argume
         )
     if args.json:
         print(json.dumps(result, indent=1, sort_keys=True))
+    elif args.command == "run":
+        print("\n".join(filter(None, [result.get("outcomes"), "", f"report: {result['report']}"])))
     return 0
 
 

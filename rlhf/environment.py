@@ -7,7 +7,18 @@ import os
 import platform
 from typing import Any
 
-PACKAGES = ("rlhf-ledger", "torch", "transformers", "accelerate", "datasets", "peft", "numpy", "pyarrow", "duckdb", "deltalake")
+PACKAGES = (
+    "rlhf-ledger",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "peft",
+    "numpy",
+    "pyarrow",
+    "duckdb",
+    "deltalake",
+)
 
 
 def versions() -> dict[str, str | None]:

@@ -47,6 +47,18 @@ class Plan:
     stages: list[PlannedStage]
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What all stages of a pipeline have in common, and the command line's overrides."""
+
+    name: str
+    output_dir: Path
+    seed: str | None
+    defaults: Node | None
+    for_all: list[str]
+    per_stage: dict[str, list[str]]
+
+
 def run_pipeline(
     path: str,
     overrides: Sequence[str] = (),
@@ -82,8 +94,9 @@ def run_pipeline(
 
 
 def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Plan:
-    """The pipeline in a file with `key=value` (of the pipeline) and `NAME.key=value` (of a stage) on top.
+    """The pipeline in a file, with overrides on top.
 
+    `key=value` is for the pipeline, `defaults.key=value` for all stages, `NAME.key=value` for one.
     Raises: ConfigError naming file and line.
     """
     root = entries(read_yaml(path))
@@ -92,7 +105,7 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Plan:
             raise ConfigError(f"{where(node)}: unknown key `{key}`; a pipeline has {', '.join(KEYS)}")
     if "stages" not in root or not isinstance(root["stages"][1], SequenceNode) or not root["stages"][1].value:
         raise ConfigError(f"{path}: a pipeline needs `stages`, a list with at least one stage")
-    own, per_stage = _split(overrides)
+    own, per_stage, for_all = _split(overrides)
     name = str(plain(root["pipeline"][1])) if "pipeline" in root else path.stem
     output_dir = Path(
         str(own.get("output_dir") or (plain(root["output_dir"][1]) if "output_dir" in root else f"runs/{name}"))
@@ -101,7 +114,8 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Plan:
     defaults = root["defaults"][1] if "defaults" in root else None
     stages: list[PlannedStage] = []
     for node in root["stages"][1].value:
-        stages.append(_plan_stage(node, defaults, name, output_dir, seed, per_stage, [s.name for s in stages]))
+        shared = Shared(name, output_dir, seed, defaults, for_all, per_stage)
+        stages.append(_plan_stage(node, shared, [s.name for s in stages]))
     unknown = sorted(set(per_stage) - {s.name for s in stages})
     if unknown:
         known = ", ".join(s.name for s in stages)
@@ -109,32 +123,28 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Plan:
     return Plan(name, output_dir, stages)
 
 
-def _split(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]]]:
+def _split(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str]], list[str]]:
     own: dict[str, str] = {}
     per_stage: dict[str, list[str]] = {}
+    for_all: list[str] = []
     for override in overrides:
         key, _, value = override.partition("=")
         stage, dot, rest = key.partition(".")
         if key in ("output_dir", "seed"):
             own[key] = value
+        elif stage == "defaults" and dot:
+            for_all.append(f"{rest}={value}")
         elif dot:
             per_stage.setdefault(stage, []).append(f"{rest}={value}")
         else:
             raise ConfigError(
-                f"command line: `{key}` is no key of a pipeline; use output_dir=, seed=, or STAGE.{key}={value}"
+                f"command line: `{key}` is no key of a pipeline; use output_dir=, seed=, defaults.{key}={value} "
+                f"for all stages, or STAGE.{key}={value}"
             )
-    return own, per_stage
+    return own, per_stage, for_all
 
 
-def _plan_stage(
-    node: Node,
-    defaults: Node | None,
-    pipeline: str,
-    output_dir: Path,
-    seed: str | None,
-    per_stage: dict[str, list[str]],
-    earlier: list[str],
-) -> PlannedStage:
+def _plan_stage(node: Node, shared: Shared, earlier: list[str]) -> PlannedStage:
     fields = entries(node)
     if "stage" not in fields:
         raise ConfigError(f"{where(node)}: a stage needs `stage`: one of {', '.join(STAGES)}")
@@ -150,21 +160,21 @@ def _plan_stage(
                 line = where(entries(fields[section][1])[key][0])
                 raise ConfigError(f"{line}: `{section}.{key}` is decided by the pipeline; leave it out")
     body = _without(node, ("stage", "name"))
-    merged = _merge(defaults, body) if defaults is not None else body
-    folders = {other: str(output_dir / other / "model") for other in earlier}
+    merged = _merge(shared.defaults, body) if shared.defaults is not None else body
+    folders = {other: str(shared.output_dir / other / "model") for other in earlier}
     merged = _resolve(merged, folders)
     decided = [
-        f"train.output_dir={output_dir / name}",
-        f"train.run_name={pipeline}/{name}",
-        f"ledger.path={output_dir / 'ledger'}",
-        f"ledger.pipeline_id={pipeline}",
+        f"train.output_dir={shared.output_dir / name}",
+        f"train.run_name={shared.name}/{name}",
+        f"ledger.path={shared.output_dir / 'ledger'}",
+        f"ledger.pipeline_id={shared.name}",
     ]
-    if seed is not None:
-        decided.insert(0, f"train.seed={seed}")
+    if shared.seed is not None:
+        decided.insert(0, f"train.seed={shared.seed}")
     loaded = load_node(
         STAGES[stage],
         merged,
-        [*decided, *per_stage.get(name, [])],
+        [*decided, *shared.for_all, *shared.per_stage.get(name, [])],
         retired=RETIRED,
         known_elsewhere=known_elsewhere(stage),
     )
@@ -222,11 +232,13 @@ def _report(plan: Plan, outcomes: dict[str, Any]) -> dict[str, Any]:
         return result
     from rewards.ledger import Ledger
     from rewards.report import write_report
+    from rlhf.outcomes import outcome_table
 
     html, data = plan.output_dir / "report.html", plan.output_dir / "report.json"
     ledger = Ledger.open(plan.output_dir / "ledger")
     try:
         write_report(ledger, html=html, json_path=data)
+        result["outcomes"] = outcome_table(ledger, [f"{plan.name}/{planned.name}" for planned in plan.stages])
         result["ledger"] = {"path": str(plan.output_dir / "ledger"), "head": ledger.head()}
     finally:
         ledger.close()

@@ -25,6 +25,7 @@ FLOORS = {
     "rlhf.train": 4,
     "rlhf.evaluation": 5,
     "rlhf.stages": 6,
+    "rlhf.outcomes": 7,
     "rlhf.launch": 7,
     "rlhf.pipeline": 7,
     "rlhf.config_cli": 7,

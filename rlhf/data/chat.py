@@ -110,8 +110,8 @@ class Chat:
             if not (whole.startswith(after) and after.startswith(before) and after.startswith(tuple(known.values()))):
                 raise DataError(
                     f"{ref}: the chat template of {self.name} renders message {turn + 1} otherwise alone than within "
-                    "the conversation, so that its tokens cannot be told from the rest: set model.chat_template to a "
-                    "template that only appends"
+                    "the conversation, so that its tokens cannot be told from the rest: set "
+                    "model.chat_template_path to a template that only appends"
                 )
             spans.append((len(before), len(after)))
         return whole, spans
@@ -138,7 +138,7 @@ def open_chat(tokenizer: Any) -> Chat:
     """
     name = getattr(tokenizer, "name_or_path", "") or "the tokenizer"
     if not tokenizer.chat_template:
-        raise ConfigError(f"{name} has no chat template, but the data are conversations: set model.chat_template")
+        raise ConfigError(f"{name} has no chat template, but the data are conversations: set model.chat_template_path")
     chat = Chat(tokenizer, name, ())
     turns = [("user", "alpha"), ("assistant", "beta"), ("user", "gamma")]
     dialogue = [{"role": role, "content": content} for role, content in turns]
@@ -149,7 +149,8 @@ def open_chat(tokenizer: Any) -> Chat:
         if lost:
             what = "the answer" if words == ("delta",) else "a part of the prompt"
             raise ConfigError(
-                f"the chat template of {name} drops {what} (of a test dialogue, `{lost[0]}`): set model.chat_template"
+                f"the chat template of {name} drops {what} (of a test dialogue, `{lost[0]}`): "
+                "set model.chat_template_path"
             )
     eos = tokenizer.eos_token
     if eos and eos not in answered.rsplit("delta", 1)[1]:

@@ -80,7 +80,7 @@ def _plan(run: Run, work: StageWork) -> LoopPlan:
 
 def _hooks(run: Run, work: StageWork, engine: Engine, stopping: EarlyStopping) -> Hooks:
     def save(step: int) -> None:
-        position = run.recorder.checkpoint(step)
+        position = run.recorder.checkpoint(step, run.output_dir / f"checkpoint-{step}")
         checkpoint.save(
             engine,
             run.output_dir,

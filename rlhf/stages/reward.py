@@ -34,14 +34,12 @@ class Reward(Pairs):
         super().__init__(run)
         self.train = config.train
         self.start = run.policy
-        self.module: RewardModel = RewardModel(run.policy.model, seed=config.train.seed).to(run.accelerator.device)
         self.regularizer = config.train.rm_regularizer
+        model = RewardModel(run.policy.model, seed=config.train.seed, trains_language_head=self.regularizer is not None)
+        self.module: RewardModel = model.to(run.accelerator.device)
         self.reference: Reference | None = None
         if self.regularizer == "kl_ref":
             self.reference = open_reference(run, config.reference, run.policy)
-        if self.regularizer is None:
-            # A head that no loss reaches must not wait for gradients from other ranks.
-            _freeze_language_head(run.policy.model)
         self.offset_scores: list[TokenBatch] = []
         if config.train.reward_offset == "reference":
             self.offset_scores = self._reference_texts()
@@ -127,13 +125,6 @@ class Reward(Pairs):
             self.module.set_offset(offset)
             found["reward_offset"] = {"value": offset, "n": sum(tokens.size for tokens in self.offset_scores)}
         return {**found, **super().finish(step)}
-
-
-def _freeze_language_head(model: Any) -> None:
-    """Freezes the language-model head, unless it shares the embeddings, which are trained."""
-    head = model.get_output_embeddings()
-    if head is not None and head.weight is not model.get_input_embeddings().weight:
-        head.requires_grad_(False)
 
 
 def _prompt_only(record: Record) -> Record:

@@ -66,11 +66,11 @@ class Recorder:
         """Everything handed over is durable when this returns."""
         self.writer.flush()
 
-    def checkpoint(self, step: int) -> dict[str, Any]:
-        """Flushes every rank; the main rank returns the ledger's position, the others an empty one."""
+    def checkpoint(self, step: int, path: Path) -> dict[str, Any]:
+        """Flushes every rank; the main rank records the checkpoint and returns the ledger's position."""
         self.writer.flush()
         self.accelerator.wait_for_everyone()
-        return dict(self.writer.checkpoint(step=step)) if self.accelerator.is_main_process else {}
+        return dict(self.writer.checkpoint(step=step, path=str(path))) if self.accelerator.is_main_process else {}
 
     def close(self) -> None:
         """Flushes and closes."""

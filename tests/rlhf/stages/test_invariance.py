@@ -110,7 +110,12 @@ def test_another_seed_leaves_another_record(tmp_path: Path) -> None:
 
 def report_of(folder: Path) -> dict[str, object]:
     target = folder.parent / f"{folder.name}.json"
-    assert rewards_main(["report", str(folder / "ledger"), "--out", str(target.with_suffix(".html")), "--json", str(target)]) == 0
+    assert (
+        rewards_main(
+            ["report", str(folder / "ledger"), "--out", str(target.with_suffix(".html")), "--json", str(target)]
+        )
+        == 0
+    )
     found: dict[str, object] = json.loads(target.read_text())
     return without_volatile(found)  # type: ignore[return-value]
 

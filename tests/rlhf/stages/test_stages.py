@@ -78,9 +78,7 @@ def test_sft_with_a_reference_stays_nearer_to_it(tmp_path: Path) -> None:
     fast = "train.learning_rate=3e-2"
     assert run("sft", free, fast, "reference.kl_coefficient=0.0001", steps=6) == 0
     assert run("sft", held, fast, "reference.kl_coefficient=30", steps=6) == 0
-    kl_free, kl_held = (
-        live_events(folder, "sft", "step_stats")[-1]["kl_reference_policy"] for folder in (free, held)
-    )
+    kl_free, kl_held = (live_events(folder, "sft", "step_stats")[-1]["kl_reference_policy"] for folder in (free, held))
     assert kl_held < 0.5 * kl_free
     rows = [row for row in live_view(held, "sft") if row["step"] == 6]
     assert all(row["log_ratio_nats"] is not None and row["kl_nats"] is None for row in rows)
@@ -129,7 +127,9 @@ def test_grpo_rows_carry_what_the_advantage_was_made_of(tmp_path: Path) -> None:
         parts = {part["name"]: part for part in row["components"]}
         expected = parts["task"]["value"] - 0.1 * parts["brevity"]["value"]
         assert row["baseline_reward"] == pytest.approx(expected) == pytest.approx(row["adjusted_reward"])
-        assert row["advantage"] == pytest.approx((row["adjusted_reward"] - row["norm_mean"]) / (row["norm_std"] + 1e-4), abs=1e-4)
+        assert row["advantage"] == pytest.approx(
+            (row["adjusted_reward"] - row["norm_mean"]) / (row["norm_std"] + 1e-4), abs=1e-4
+        )
         assert row["group_size"] == 4
         assert row["prompt"] and row["response"] is not None
         assert row["sampler_mismatch_max_nats"] < 1e-3
@@ -155,7 +155,9 @@ def test_inner_iterations_take_more_steps_on_the_same_sessions(tmp_path: Path) -
 def test_a_reward_model_is_a_reward_function(tmp_path: Path) -> None:
     assert run("reward", tmp_path / "rm", steps=1) == 0
     functions = f"reward.reward_funcs=[{{name: rm, fn: 'model:{tmp_path / 'rm' / 'model'}'}}]"
-    assert run("grpo", tmp_path / "run", functions, f"model.model_name_or_path={tmp_path / 'rm' / 'model'}", steps=1) == 0
+    assert (
+        run("grpo", tmp_path / "run", functions, f"model.model_name_or_path={tmp_path / 'rm' / 'model'}", steps=1) == 0
+    )
     rows = [row for row in live_view(tmp_path / "run", "grpo") if row["split"] == "train"]
     assert all(row["components"][0]["name"] == "rm" and row["baseline_reward"] is not None for row in rows)
 
