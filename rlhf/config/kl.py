@@ -102,7 +102,7 @@ def _refuse_on_demonstrations(settings: KLSettings) -> None:
 def _refuse_in_the_loss(settings: KLSettings) -> None:
     if settings.estimator == "full" and settings.level == "token" and settings.ratio != "none":
         raise ConfigError(
-            f"estimator `full` at level `token` samples nothing, so ratio `{settings.ratio}` only adds noise: use `none`"
+            f"estimator `full` at level `token` samples nothing: ratio `{settings.ratio}` only adds noise, use `none`"
         )
     if settings.estimator == "k1" and settings.ratio != "live":
         raise ConfigError(
