@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from rewards.errors import ConfigError, DataError, RunStopped
 from rlhf.models import flat
-from rlhf.models.policy import Policy, evaluating
+from rlhf.models.policy import Policy
+from rlhf.reference.policy import quiet
 
 # Rows that have ended still cost time; below this share of live rows the batch is rebuilt without them.
 _COMPACT_BELOW = 0.7
@@ -80,7 +81,7 @@ def generate(  # noqa: PLR0913 - every argument is needed to say what a completi
     order = sorted(range(len(prompts_ids)), key=lambda i: len(prompts_ids[i]))
     batches = _batches(order, prompts_ids, max(1, rows_per_batch // num_return), decoder.pads)
     results: dict[int, Generation] = {}
-    with torch.no_grad(), evaluating(policy):
+    with quiet(policy):
         for chosen in batches:
             rows = [i * num_return + g for i in chosen for g in range(num_return)]
             draws = None if uniforms is None else torch.from_numpy(uniforms[rows])

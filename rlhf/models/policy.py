@@ -17,6 +17,7 @@ from rlhf.batch import TokenBatch
 from rlhf.models.flat import NAME as FLAT
 from rlhf.models.flat import Layout, flat_reach, head_is_all
 from rlhf.ops.logprobs import PolicyOutput, aligned, entropy, gather_logprobs, predictors, scatter
+from rlhf.reference.policy import quiet
 
 BASE_FOLDER = "base"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -100,7 +101,7 @@ class Policy(nn.Module):
         changed = self._shortcuts is not None and self._shortcuts[0] and self.config._attn_implementation != FLAT
         if self._shortcuts is None or changed:
             core = self._core()
-            with torch.no_grad(), torch.autocast(self.device.type, enabled=False), evaluating(self.model):
+            with torch.autocast(self.device.type, enabled=False), quiet(self.model):
                 self._shortcuts = (flat_reach(core) if self._takes_positions else 0, head_is_all(core))
             if not self._shortcuts[0]:
                 _log.info("%s is given padded rows: it does not take flat ones", type(core).__name__)
@@ -132,13 +133,8 @@ class Policy(nn.Module):
         self._core().gradient_checkpointing_enable({"use_reentrant": False})
 
     def disable_dropout(self) -> None:
-        """Switch off the model's own dropout, for objectives that compare two passes over one text.
-
-        The adapter's stays: `model.lora_dropout` is a choice of its own.
-        """
-        for path, module in self.named_modules():
-            if "lora_dropout" in path:
-                continue
+        """Switch off all dropout, the adapter's too, for objectives that compare two passes over one text."""
+        for module in self.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
             for name, value in list(vars(module).items()):
@@ -226,18 +222,6 @@ def _of_counted(logits_XV: Tensor, tokens: TokenBatch, need: frozenset[str], tem
         row_XV = torch.cat([logits_XV[:1], logits_XV])
         entropy_BT = scatter(entropy(row_XV[None], temperature)[0, 1:], mask_BT)
     return PolicyOutput(logps_BT=logps_BT, entropy_BT=entropy_BT)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """The module in eval mode; afterwards each of its parts is in the mode it was in."""
-    training = [part for part in module.modules() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 @contextmanager

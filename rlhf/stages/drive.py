@@ -71,7 +71,6 @@ def _plan(run: Run, work: StageWork) -> LoopPlan:
         max_grad_norm=section.max_grad_norm,
         eval_every=every,
         save_every=save,
-        log_every=section.logging_steps,
         watch=section.metric_for_best_model if section.early_stopping_patience else None,
         greater_is_better=section.greater_is_better,
         patience=section.early_stopping_patience,

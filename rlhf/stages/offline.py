@@ -7,6 +7,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
+from accelerate.utils import gather_object
+
 from rewards.differential import Schedule
 from rewards.errors import ConfigError
 from rewards.trajectory import TrajectoryIndex
@@ -45,6 +47,11 @@ class Offline(Generic[Sample]):
         self.trajectory = TrajectoryIndex()
         self._check_categories()
         train = run.config.train
+        if train.eval_strategy != "no" and not self.held_out:
+            raise ConfigError(
+                f"train.eval_strategy is `{train.eval_strategy}`, and no row is held out: set data.holdout_fraction or "
+                "data.dataset_test_split, or eval_strategy=no"
+            )
         self.order = EpochOrder(len(self.samples), run.global_batch, train.seed)
         self.steps_per_epoch = math.ceil(len(self.samples) / run.global_batch)
         self.total_steps = total_steps(train, len(self.samples), run.global_batch)
@@ -92,6 +99,10 @@ class Offline(Generic[Sample]):
             for batch in self.held_out_batches():
                 for name, part in measure(to_device(batch, self.run.accelerator.device)).items():
                     tallies[name] = tallies[name] + part if name in tallies else part
+        if self.run.accelerator.num_processes > 1:
+            # A rank without a held-out row of its own still takes part in the sums.
+            for name in {name for names in gather_object([sorted(tallies)]) for name in names}:
+                tallies.setdefault(name, Tally(0.0, 0.0))
         return reduce_tallies(self.run.accelerator, tallies)
 
     def prepare(self, batches: list[Any]) -> None:
@@ -127,6 +138,8 @@ class Offline(Generic[Sample]):
     def after_step(self, stats: StepStats) -> None:
         """Records the step's sessions and figures."""
         self.run.recorder.rows(stats.step, self.pending)
+        # On record: what fails from here on must not record them again.
+        self.pending = []
         self.run.recorder.event("step_stats", step_stats(stats), step=stats.step)
 
     def abandon(self) -> None:

@@ -16,7 +16,7 @@ from rlhf.evaluation.answers import answer, sample_seed
 from rlhf.models.heads import RewardModel
 from rlhf.objectives import OBJECTIVES
 from rlhf.objectives.preference import pair_margin
-from rlhf.reference.policy import Reference
+from rlhf.reference.policy import Reference, quiet
 from rlhf.stages.constraint import open_reference, tokenizer_digest
 from rlhf.stages.pairs import Pairs
 from rlhf.stages.work import Run
@@ -118,7 +118,7 @@ class Reward(Pairs):
         """Sets the offset, and gives held-out figures."""
         found: dict[str, Any] = {}
         if self.offset_scores:
-            with torch.no_grad():
+            with quiet(self.module):
                 device = self.run.accelerator.device
                 scores = [self.module(to_device(tokens, device)).scores_B for tokens in self.offset_scores]
             offset = float(torch.cat(scores).double().mean())

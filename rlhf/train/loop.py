@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor
 
 from rewards.errors import RunStopped
@@ -73,13 +74,12 @@ class StepStats:
 
 @dataclass(frozen=True)
 class LoopPlan:
-    """When the loop ends, evaluates, saves and logs. Steps count from 1; None: never."""
+    """When the loop ends, evaluates and saves. Steps count from 1; None: never."""
 
     total_steps: int
     max_grad_norm: float = 1.0
     eval_every: int | None = None
     save_every: int | None = None
-    log_every: int = 10
     watch: str | None = None
     greater_is_better: bool = False
     patience: int | None = None
@@ -130,7 +130,8 @@ def global_denominators(accelerator: Accelerator, parts: list[dict[str, float]])
     local = torch.tensor([math.fsum(part.get(name, 0.0) for part in parts) for name in names], dtype=torch.float64)
     total = accelerator.reduce(local.to(accelerator.device), reduction="sum").tolist()
     if not any(value > 0 for value in total):
-        raise RunStopped("no token or session of this step counts: every mask is empty or every reward is null")
+        reason = "no token or session of this step counts: every mask is empty or every reward is null"
+        raise RunStopped(reason)
     return dict(zip(names, total, strict=True))
 
 
@@ -149,7 +150,8 @@ def train(
     """
     stopping = stopping if stopping is not None else EarlyStopping()
     step = start_step
-    while step < plan.total_steps:
+    # A resumed run that had stopped early has nothing more to do, unless its patience was raised.
+    while step < plan.total_steps and not _patience_is_over(plan, stopping):
         step += 1
         stats = optimizer_step(engine, work, step, plan.max_grad_norm)
         work.after_step(stats)
@@ -159,12 +161,14 @@ def train(
             hooks.evaluated(step, values)
             if plan.watch is not None:
                 stopping.update(_watched(values, plan.watch), step, greater_is_better=plan.greater_is_better)
-        stop = plan.patience is not None and stopping.waited >= plan.patience
-        if plan.save_every and (step % plan.save_every == 0 or stop or step == plan.total_steps):
+        ends = step == plan.total_steps or _patience_is_over(plan, stopping)
+        if plan.save_every and (step % plan.save_every == 0 or ends):
             hooks.save(step)
-        if stop:
-            break
     return step
+
+
+def _patience_is_over(plan: LoopPlan, stopping: EarlyStopping) -> bool:
+    return plan.patience is not None and stopping.waited >= plan.patience
 
 
 def optimizer_step(engine: Engine, work: Work, step: int, max_grad_norm: float) -> StepStats:
@@ -199,6 +203,8 @@ def optimizer_step(engine: Engine, work: Work, step: int, max_grad_norm: float) 
     loss = math.fsum(coefficients[name] * value for name, value in terms.items() if name in coefficients)
     if not (math.isfinite(loss) and math.isfinite(grad_norm)):
         rows = work.rows(batches)
+        if accelerator.num_processes > 1:
+            rows = gather_object(rows)
         shown = f"{', '.join(rows[:8])}{' ...' if len(rows) > 8 else ''}"
         raise RunStopped(f"step {step}: loss {loss}, gradient norm {grad_norm}: not finite; rows {shown}", rows)
     learning_rate = engine.optimizer.param_groups[0]["lr"]

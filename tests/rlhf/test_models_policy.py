@@ -224,7 +224,7 @@ def test_gradient_checkpointing_gives_the_same_gradients():
         assert torch.equal(one, two)
 
 
-def test_dropout_can_be_switched_off_but_not_the_adapters():
+def test_dropout_can_be_switched_off_the_adapters_too():
     import peft
 
     config = GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, resid_pdrop=0.5)
@@ -238,8 +238,9 @@ def test_dropout_can_be_switched_off_but_not_the_adapters():
     assert torch.equal(with_attention(batch()).logps_BT, with_attention(batch()).logps_BT)
     lora = peft.LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.5, init_lora_weights=False)
     adapter = Policy(peft.get_peft_model(make_policy().model, lora)).train()
-    adapter.disable_dropout()
     assert not torch.equal(adapter(batch()).logps_BT, adapter(batch()).logps_BT)
+    adapter.disable_dropout()
+    assert torch.equal(adapter(batch()).logps_BT, adapter(batch()).logps_BT)
 
 
 def test_adapter_off_is_the_model_before_the_adapter():
