@@ -2,6 +2,7 @@
 PY := .venv/bin/python
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE := 1
+# Two test processes on two cores: more threads would wait for each other.
 
 .PHONY: setup demo lint test test-slow clean
 setup:
@@ -16,10 +17,10 @@ lint: setup
 	$(PY) -m mypy
 
 test: setup lint
-	HF_HUB_OFFLINE=1 $(PY) -m pytest -m "not slow" -n 2 -q
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 -q
 
 test-slow: setup
-	HF_HUB_OFFLINE=1 $(PY) -m pytest -m slow -n 2 -q
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -m slow -n 2 -q
 
 clean:
 	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
