@@ -2,7 +2,6 @@
 PY := .venv/bin/python
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PYTHONDONTWRITEBYTECODE := 1
-# Two test processes on two cores: more threads would wait for each other.
 
 .PHONY: setup demo lint test test-slow clean
 setup:
@@ -16,6 +15,7 @@ lint: setup
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
+# Two test processes on two cores: a second thread in each would wait for the other process.
 test: setup lint
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(PY) -m pytest -m "not slow" -n 2 -q
 

@@ -55,7 +55,9 @@ def resolve(
     level: Level | None = None,
     ratio: Ratio | None = None,
 ) -> KLSettings:
-    """The four choices behind a preset, or as given; place, level and ratio left out are loss, token and none.
+    """The four choices behind a preset, or as given.
+
+    Left out, place is `loss`, level `token` (`sequence` in the reward), ratio `none`.
 
     Raises: ConfigError for a preset with a field beside it, and without a preset or an estimator.
     """
@@ -67,7 +69,9 @@ def resolve(
         return PRESETS[preset]
     if estimator is None:
         raise ConfigError(f"set a preset ({', '.join(PRESETS)}) or an estimator (k1, k2, k3, full)")
-    return KLSettings(estimator, place or "loss", level or "token", ratio or "none")
+    return KLSettings(
+        estimator, place or "loss", level or ("sequence" if place == "reward" else "token"), ratio or "none"
+    )
 
 
 def refuse(

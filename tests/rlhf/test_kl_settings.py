@@ -48,23 +48,33 @@ def test_an_estimator_alone_goes_to_the_loss_per_token_without_a_ratio() -> None
         resolve(place="loss", level="token", ratio="none")
 
 
-def test_in_the_loss_exactly_k1_without_a_live_ratio_and_k2_with_one_are_refused() -> None:
+def test_in_the_loss_k1_without_a_live_ratio_k2_with_one_and_a_ratio_on_an_exact_sum_are_refused() -> None:
     in_the_loss = [settings for settings in ALL if settings.place == "loss"]
     assert len(in_the_loss) == 24
-    wrong = {(s.estimator, s.ratio) for s in in_the_loss if refused(s)}
+    wrong = {(s.estimator, s.ratio) for s in in_the_loss if refused(s) and s.estimator != "full"}
     assert wrong == {("k1", "none"), ("k1", "detached"), ("k2", "live")}
+    noise = {(s.level, s.ratio) for s in in_the_loss if refused(s) and s.estimator == "full"}
+    assert noise == {("token", "live"), ("token", "detached")}
 
 
 @pytest.mark.parametrize("scale_rewards", ["group", "batch", "none"])
-def test_in_the_reward_group_standardisation_a_ratio_and_the_full_vocabulary_are_refused(scale_rewards: str) -> None:
+def test_in_the_reward_group_standardisation_tokens_a_ratio_and_the_full_vocabulary_are_refused(
+    scale_rewards: str,
+) -> None:
     in_the_reward = [settings for settings in ALL if settings.place == "reward"]
     accepted = {(s.estimator, s.level, s.ratio) for s in in_the_reward if not refused(s, scale_rewards=scale_rewards)}
-    sampled = {(k, level, "none") for k in ("k1", "k2", "k3") for level in ("token", "sequence")}
+    sampled = {(k, "sequence", "none") for k in ("k1", "k2", "k3")}
     assert accepted == (set() if scale_rewards == "group" else sampled)
 
 
 def test_group_standardisation_does_not_matter_to_a_penalty_in_the_loss() -> None:
     assert refuse(PRESETS["trl_grpo"], scale_rewards="group", num_iterations=4) == []
+
+
+def test_a_penalty_in_the_reward_is_one_number_a_completion() -> None:
+    assert resolve(estimator="k1", place="reward") == PRESETS["trl_rloo"]
+    with pytest.raises(ConfigError, match="use level `sequence`"):
+        refuse(resolve(estimator="k1", place="reward", level="token"))
 
 
 def test_a_penalty_in_the_reward_is_stale_after_the_first_inner_step() -> None:
