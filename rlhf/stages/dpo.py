@@ -31,7 +31,7 @@ class DPO(Pairs):
         self.train = config.train
         self.module = run.policy
         # With dropout the policy would differ from the reference before the first step.
-        self.module.disable_dropout()
+        run.switch_dropout_off()
         self.reference = open_reference(run, config.reference, self.module, self._texts)
         self.sampled = SampledEvaluation(run, self.module)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from rlhf.train.optim import build_optimizer
 DONE = "run.json"
 
 
-def drive(run: Run, work: StageWork, found: Path | None) -> dict[str, Any]:
-    """Restores what `found` holds, trains, evaluates and saves; returns what run.json holds."""
+def prepare(run: Run, work: StageWork, found: Path | None) -> tuple[Engine, EarlyStopping, int]:
+    """The engine, early stopping and the step to go on from, restored from `found` where there is one.
+
+    Raises: UserError where the checkpoint does not belong to this configuration.
+    """
     train_section = run.config.train
     module = work.module
     if train_section.gradient_checkpointing:
@@ -32,6 +36,11 @@ def drive(run: Run, work: StageWork, found: Path | None) -> dict[str, Any]:
         stopping = EarlyStopping(**run.start["stopping"])
         start_step = run.start["step"]
     engine = Engine(run.accelerator, run.accelerator.prepare_model(module), optimizer, scheduler)
+    return engine, stopping, start_step
+
+
+def drive(run: Run, work: StageWork, engine: Engine, stopping: EarlyStopping, start_step: int) -> dict[str, Any]:
+    """Trains, evaluates and saves; returns what run.json holds."""
     run.reporter.total = work.total_steps
     hooks = _hooks(run, work, engine, stopping)
     plan = _plan(run, work)
@@ -116,7 +125,7 @@ def _hooks(run: Run, work: StageWork, engine: Engine, stopping: EarlyStopping) -
 
 
 def _close(run: Run, work: StageWork, last: int, outcome: dict[str, Any]) -> dict[str, Any]:
-    status = "completed" if last == work.total_steps else "stopped early"
+    status = "completed" if last >= work.total_steps else "stopped early"
     run.recorder.event("attempt_ended", {"status": status, "steps": last}, step=last)
     run.recorder.flush()
     run.accelerator.wait_for_everyone()
@@ -131,7 +140,8 @@ def _close(run: Run, work: StageWork, last: int, outcome: dict[str, Any]) -> dic
     }
     if run.accelerator.is_main_process:
         aside = run.output_dir / ".writing-model"
-        aside.mkdir(exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
         work.module.save(aside, run.tokenizer)
         checkpoint.publish(aside, run.output_dir / "model")
         assert run.recorder.ledger is not None

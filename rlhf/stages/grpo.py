@@ -14,9 +14,9 @@ from rlhf.config import GRPOConfig
 from rlhf.config.kl import KLSettings, refuse, resolve
 from rlhf.data import tokenise
 from rlhf.objectives.policy_gradient import OBJECTIVES, denominator, token_weights
-from rlhf.ops.masked import masked_fill, sequence_mean, sequence_sum
+from rlhf.ops.masked import sequence_mean, sequence_sum
 from rlhf.reference.divergence import kl_penalty, log_ratio_to_reference, reward_penalty
-from rlhf.reference.policy import Reference, quiet
+from rlhf.reference.policy import FrozenCopy, Reference, quiet
 from rlhf.stages.constraint import open_reference, tokenizer_digest
 from rlhf.stages.offline import step_stats
 from rlhf.stages.rollout import Rollout, Sampler, pack, token_batch, unpack
@@ -34,7 +34,7 @@ class GRPO:
         self.run, self.config = run, config
         self.module = run.policy
         # Dropout would make the policy that is trained another one than the policy that sampled.
-        self.module.disable_dropout()
+        run.switch_dropout_off()
         samples, report = tokenise.prepare_prompts(
             run.inputs.train, run.tokenizer, max_prompt_length=self._prompt_limit()
         )
@@ -61,8 +61,14 @@ class GRPO:
         self.current: list[RolloutBatch] = []
         self.measured: dict[int, dict[str, float]] = {}
         self.step_now = 0
-        rollouts = self._rollouts(len(samples))
-        self.total_steps = rollouts * config.train.num_iterations
+        if config.train.eval_strategy != "no" and not self.sampled.samples:
+            raise ConfigError(
+                f"train.eval_strategy is `{config.train.eval_strategy}`, and there is nothing to answer: set "
+                "evaluation.prompts, or eval_strategy=no"
+            )
+        self.total_steps = self._rollouts(len(samples)) * config.train.num_iterations
+        if config.train.max_sessions is None and config.train.max_steps > 0:
+            self.total_steps = config.train.max_steps  # the last rollouts may be used for fewer steps than the others
         self.steps_per_epoch = max(1, len(samples) // self.sampler.groups) * config.train.num_iterations
 
     def _prompt_limit(self) -> int | None:
@@ -135,6 +141,17 @@ class GRPO:
                         index=tuple(chunk[k] for k in keep),
                     )
                 )
+        if not self.current and self.run.accelerator.num_processes > 1:
+            # No session of this rank has a reward, but the others wait for its gradient: a row of which nothing counts.
+            blank = tokens[0].select(0, 1)
+            self.current.append(
+                RolloutBatch(
+                    tokens=TokenBatch(blank.ids_BT, blank.attention_BT, torch.zeros_like(blank.mask_BT)),
+                    advantages_B=torch.zeros(1, dtype=advantage.dtype),
+                    ref_logps_BT=None if references[0] is None else references[0][:1],
+                    old_logps_BT=olds[0][:1] if self.config.train.num_iterations > 1 and olds[0] is not None else None,
+                )
+            )
 
     def _no_grad_logps(self, tokens: TokenBatch) -> Tensor:
         with quiet(self.module):
@@ -169,10 +186,10 @@ class GRPO:
     def weights(self, batch: RolloutBatch) -> dict[str, float]:
         """Denominator shares of the surrogate and of the KL penalty."""
         train, mask_BT = self.config.train, batch.tokens.mask_BT
-        share = denominator(train.loss_type, mask_BT, train.max_completion_length)
+        share = denominator(train.loss_type, mask_BT, train.max_completion_length) if batch.index else 0.0
         parts = {"policy": share}
         if self._kl_in_loss:
-            parts["kl"] = share if self.kl.level == "token" else float(batch.tokens.size)
+            parts["kl"] = share if self.kl.level == "token" else float(len(batch.index))
         return parts
 
     @property
@@ -227,26 +244,30 @@ class GRPO:
             metrics["kl"] = tally(torch.expm1(r_BT) - r_BT, mask_BT)
         if (self.step_now - 1) % self.config.train.num_iterations:
             return metrics
-        figures: dict[str, list[float]] = {"logp_nats": sequence_sum(logps_BT, mask_BT).tolist()}
-        if bool(mask_BT.any(dim=1).all()):
-            figures["entropy_nats"] = sequence_mean(output.entropy_BT.detach(), mask_BT).tolist()
+        # A completion that was cut and masked has no counted token: nothing was measured of it.
+        counted = [k for k in range(len(batch.index)) if bool(mask_BT[k].any())]
+        if not counted:
+            return metrics
+        own_BT = mask_BT[counted]
+        figures: dict[str, list[float]] = {
+            "logp_nats": sequence_sum(logps_BT[counted], own_BT).tolist(),
+            "entropy_nats": sequence_mean(output.entropy_BT.detach()[counted], own_BT).tolist(),
+        }
         if r_BT is not None:
-            figures["kl_nats"] = sequence_sum(-r_BT, mask_BT).tolist()
-            figures["kl_k3_nats"] = sequence_sum(torch.expm1(r_BT) - r_BT, mask_BT).tolist()
-        if self.config.train.top_p == 1.0:
-            figures["sampler_mismatch_max_nats"] = self._mismatch(batch, masked_fill(logps_BT, mask_BT))
-        for k, place in enumerate(batch.index):
-            self.measured[place] = {name: values[k] for name, values in figures.items()}
+            figures["kl_nats"] = sequence_sum(-r_BT[counted], own_BT).tolist()
+            figures["kl_k3_nats"] = sequence_sum(torch.expm1(r_BT) - r_BT, mask_BT)[counted].tolist()
+        for j, k in enumerate(counted):
+            self.measured[batch.index[k]] = {
+                **{name: values[j] for name, values in figures.items()},
+                "sampler_mismatch_max_nats": self._mismatch(logps_BT[k][mask_BT[k]], batch.index[k]),
+            }
         return metrics
 
-    def _mismatch(self, batch: RolloutBatch, logps_BT: Tensor) -> list[float]:
+    def _mismatch(self, logps_X: Tensor, place: int) -> float:
+        """Largest gap between what the sampler and this pass gave the tokens of a completion. Units: nats."""
         assert self.rollout is not None
-        gaps = []
-        for row_T, keep_T, place in zip(logps_BT.cpu(), batch.tokens.mask_BT.cpu(), batch.index, strict=True):
-            sampled = torch.tensor(self.rollout.answers[place].sampler_logps, dtype=row_T.dtype)
-            own_T = row_T[keep_T]
-            gaps.append(float((own_T - sampled).abs().max()) if len(own_T) == len(sampled) else 0.0)
-        return gaps
+        sampled_X = torch.tensor(self.rollout.answers[place].sampler_logps, dtype=torch.float64)
+        return float((logps_X.double().cpu() - sampled_X).abs().max())
 
     def rows(self, batches: list[RolloutBatch]) -> list[str]:
         """Row ids of these micro-batches."""
@@ -318,7 +339,9 @@ class GRPO:
         """Registers the scorers, measures the pivots on the policy as it starts, answers the held-out prompts."""
         for payload in self.sampler.composer.registrations():
             self.run.recorder.event("scorer_registered", payload, step=0)
-        for pivot in self.sampler.measure_pivots():
+        # At the start the policy is the reference, unless that is another model.
+        other = self.reference.policy if isinstance(self.reference, FrozenCopy) else self.module
+        for pivot in self.sampler.measure_pivots(other):  # type: ignore[arg-type]
             self.run.say(
                 [f"pivot of {pivot.category}/{pivot.component or 'reward'}: {pivot.value:.4g} (n = {pivot.n})"]
             )
@@ -326,7 +349,7 @@ class GRPO:
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Held-out answers; each figure's mean."""
-        found = self.sampled.after(step).get("held_out_answers", {}).get("metrics", {})
+        found = self.sampled.during(step)["metrics"]
         return {f"eval_{name}": figure["value"] for name, figure in found.items()}
 
     def finish(self, step: int) -> dict[str, Any]:

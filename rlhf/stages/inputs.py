@@ -72,5 +72,6 @@ def _digest(records: list[Record]) -> str:
     digest = hashlib.sha256()
     for record in records:
         texts: list[Text | None] = [record.prompt, record.completion, record.chosen, record.rejected]
-        digest.update(json.dumps([record.row_id, *texts], sort_keys=True, default=str).encode())
+        row = [record.row_id, record.category, record.columns, *texts]
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()

@@ -50,14 +50,15 @@ class Reward(Pairs):
         samples, report = tokenise.prepare_prompts([_prompt_only(r) for r in records], self.run.tokenizer)
         self.run.say(f"reward_offset: {line}" for line in report.lines())
         evaluation = self.run.config.evaluation
-        found = answer(
-            self.start,
-            self.run.tokenizer,
-            samples,
-            [[sample_seed(self.train.seed, "offset", s.row_id)] for s in samples],
-            max_new_tokens=evaluation.eval_max_completion_length,
-            temperature=evaluation.eval_temperature,
-        )
+        with self.run.accelerator.autocast():
+            found = answer(
+                self.start,
+                self.run.tokenizer,
+                samples,
+                [[sample_seed(self.train.seed, "offset", s.row_id)] for s in samples],
+                max_new_tokens=evaluation.eval_max_completion_length,
+                temperature=evaluation.eval_temperature,
+            )
         size, pad = self.train.per_device_eval_batch_size, self.run.tokenizer.pad_token_id
         parts = [found[j : j + size] for j in range(0, len(found), size)]
         return [collate.completions([a.sample.prompt_ids for a in p], [a.ids for a in p], pad) for p in parts]  # type: ignore[misc]

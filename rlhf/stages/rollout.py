@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 
 from rewards.compose import Component, Composer, RewardFault
+from rewards.errors import ConfigError
 from rewards.functions import resolve
 from rewards.pivots import Pivot, measure_pivots
 from rewards.signal import RewardSignal, Session, StepSignal
@@ -25,28 +26,32 @@ from rlhf.models.policy import Policy
 from rlhf.stages.model_reward import model_rewards
 from rlhf.stages.offline import prompt_id
 from rlhf.stages.work import Run
+from rlhf.train.record import SharedStop
 
 
 @dataclass
 class Rollout:
-    """The sessions of a step: this rank's answers with their place in the gathered list, and what they became."""
+    """The sessions of a step: this rank's answers with their place in the gathered list, and what they became.
+
+    Shapes: signal and lengths (response tokens) have one entry a session of all ranks.
+    """
 
     step: int
     answers: list[Answer]
     index: list[int]
     signal: StepSignal
+    lengths: list[int]
     columns: list[dict[str, Any]] = field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
         """Figures of all sessions of the step, under TRL's names where it has them."""
         rows = self.signal.rows
-        lengths = [len(a.ids) for a in self.answers]
         return {
             "reward": _mean([row["adjusted_reward"] for row in rows]),
             "baseline_reward": _mean([row["baseline_reward"] for row in rows]),
             "reward_std": _mean([row["norm_std"] for row in rows]),
             "frac_reward_zero_std": self.signal.zero_std,
-            "completions/mean_length": math.fsum(lengths) / len(lengths),
+            "completions/mean_length": math.fsum(self.lengths) / len(self.lengths),
             "leverage": self.signal.leverage,
             "sessions": len(rows),
         }
@@ -70,8 +75,18 @@ class Sampler:
             self.classifier = resolve(self.section.classifier)
         self.mixture = Mixture([s.record.category for s in samples], config.data.mixture, config.train.seed)
         self.signal = RewardSignal(self.section, self.composer.scorers, config.train.scale_rewards, config.train.seed)
+        self._check_categories()
         self.groups = run.global_batch // self.train.num_generations
         self.unjudged: tuple[list[Answer], list[str], list[list[Component]]] = ([], [], [])
+
+    def _check_categories(self) -> None:
+        present = sorted({str(s.record.category) for s in self.samples if s.record.category is not None})
+        for category, _ in self.signal.schedule.entries:
+            if category not in present:
+                raise ConfigError(
+                    f"reward.differentials or reward.triggers names category `{category}`, which no prompt has; there "
+                    f"are {', '.join(present) or 'none'}"
+                )
 
     def group_sizes(self, rollout: int) -> list[int]:
         """Completions of each group of a rollout (counted from 0); only the run's last group may be smaller."""
@@ -90,32 +105,28 @@ class Sampler:
             self.run.accelerator.process_index
         ]
         seeds = [[sample_seed(self.train.seed, step, g, k) for k in range(sizes[g])] for g in mine]
-        answers = self._answer([self.samples[chosen[g]] for g in mine], seeds)
+        answers = self._answer(self.policy, [self.samples[chosen[g]] for g in mine], seeds)
         return answers, [f"{step}-{g}" for g in mine for _ in range(sizes[g])]
 
-    def _answer(self, samples: list[PromptSample], seeds: list[list[int]]) -> list[Answer]:
-        return answer(
-            self.policy,
-            self.run.tokenizer,
-            samples,
-            seeds,
-            max_new_tokens=self.train.max_completion_length,
-            temperature=self.train.temperature,
-            top_p=self.train.top_p,
-        )
+    def _answer(self, policy: Policy, samples: list[PromptSample], seeds: list[list[int]]) -> list[Answer]:
+        # In the precision that the policy is trained in: what samples is what the gradient is taken of.
+        with self.run.accelerator.autocast():
+            return answer(
+                policy,
+                self.run.tokenizer,
+                samples,
+                seeds,
+                max_new_tokens=self.train.max_completion_length,
+                temperature=self.train.temperature,
+                top_p=self.train.top_p,
+            )
 
     def score(self, step: int, answers: list[Answer], groups: list[str], penalty: list[float]) -> Rollout:
         """Judges this rank's answers, gathers all sessions of the step, applies the schedule to them.
 
-        Raises: RewardFault where a reward function fails.
+        Raises: SharedStop on all ranks where a reward function fails on one.
         """
-        self.unjudged = (answers, groups, [])
-        try:
-            judged = judge(answers, self.composer, self.classifier, self.section.compliant_when)
-        except RewardFault as fault:
-            self.unjudged = (answers, groups, fault.components)
-            fault.rows = tuple(a.record.row_id for a in answers)
-            raise
+        judged = self._judge(answers, groups)
         own = [
             Session(
                 group_id=group,
@@ -128,20 +139,40 @@ class Sampler:
             )
             for j, group, p in zip(judged, groups, penalty, strict=True)
         ]
+        lengths = [len(a.ids) for a in answers]
+        everything, first = own, 0
         accelerator = self.run.accelerator
-        if accelerator.num_processes == 1:
-            everything, first = own, 0
-        else:
-            counts = gather_object([len(own)])
-            everything = gather_object(own)
-            first = sum(counts[: accelerator.process_index])
+        if accelerator.num_processes > 1:
+            first = sum(gather_object([len(own)])[: accelerator.process_index])
+            everything, lengths = gather_object(own), gather_object(lengths)
         signal = self.signal.apply(step, everything)
         index = list(range(first, first + len(own)))
         self.unjudged = ([], [], [])
         columns = [
             {**session_columns(self.run, a, step), **signal.rows[i]} for a, i in zip(answers, index, strict=True)
         ]
-        return Rollout(step, answers, index, signal, columns)
+        return Rollout(step, answers, index, signal, lengths, columns)
+
+    def _judge(self, answers: list[Answer], groups: list[str]) -> list[Judged]:
+        """Verdicts on this rank's answers; where a reward function fails on one rank, all of them stop."""
+        self.unjudged = (answers, groups, [])
+        fault: RewardFault | None = None
+        try:
+            judged = judge(answers, self.composer, self.classifier, self.section.compliant_when)
+            self.unjudged = (answers, groups, [j.components for j in judged])
+        except RewardFault as error:
+            self.unjudged = (answers, groups, error.components)
+            fault = error
+        if self.run.accelerator.num_processes == 1:
+            failures = [str(fault)] if fault is not None else []
+        else:
+            failures = gather_object([str(fault)] if fault is not None else [])
+        if failures:
+            rows = tuple(a.record.row_id for a in answers) if fault is not None else ()
+            if self.run.accelerator.num_processes > 1:
+                rows = tuple(gather_object(list(rows)))
+            raise SharedStop(failures[0], rows) from fault
+        return judged
 
     def record_unjudged(self, step: int) -> None:
         """Records answers whose scoring failed, with the verdicts that were reached."""
@@ -156,8 +187,8 @@ class Sampler:
         ]
         self.run.recorder.rows(step, rows)
 
-    def measure_pivots(self) -> list[Pivot]:
-        """Samples the policy as it is at the start, which is the reference, and measures the pivots that are awaited.
+    def measure_pivots(self, reference: Policy) -> list[Pivot]:
+        """Samples the reference policy and measures the pivots that are awaited.
 
         The samples are recorded with split `eval` at step 0. One answer a prompt where there are enough prompts.
         """
@@ -169,11 +200,16 @@ class Sampler:
             pool = [s for s in self.samples if s.record.category == category]
             rounds = -(-self.section.pivot_samples // max(1, len(pool)))
             chosen += (pool * rounds)[: self.section.pivot_samples]
-        answers = self._answer(chosen, [[sample_seed(self.train.seed, "pivot", i)] for i in range(len(chosen))])
+        answers = self._answer(
+            reference, chosen, [[sample_seed(self.train.seed, "pivot", i)] for i in range(len(chosen))]
+        )
         judged = judge(answers, self.composer, self.classifier, self.section.compliant_when)
         if self.run.accelerator.is_main_process:
             self.run.recorder.rows(0, [pivot_row(self.run, j) for j in judged])
         pivots = measure_pivots(awaiting, [j.answer.record.category for j in judged], [j.components for j in judged])
+        if self.run.accelerator.num_processes > 1:
+            # A reward function need not say the same twice; the schedule must be the same on every rank.
+            broadcast_object_list(pivots)
         for pivot in pivots:
             self.run.recorder.event("pivot_set", pivot.payload(), step=0)
         self.signal.set_pivots(pivots)

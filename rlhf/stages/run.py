@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
 
 from rewards.config import Loaded, dump
 from rewards.errors import ConfigError, LedgerError
 from rlhf import environment
 from rlhf.config import StageConfig
 from rlhf.models.load import load_policy
-from rlhf.stages.drive import drive
+from rlhf.stages.drive import drive, prepare
 from rlhf.stages.inputs import Inputs
 from rlhf.stages.work import Run, StageWork
 from rlhf.train import checkpoint
@@ -29,6 +30,8 @@ def open_accelerator(config: StageConfig, output_dir: Path) -> Accelerator:
     # Stages of a pipeline share the process and may differ in precision, which accelerate keeps in a singleton.
     AcceleratorState._reset_state()
     tracker = config.tracking.report_to
+    if tracker != "none" and tracker not in {str(found.value) for found in get_available_trackers()}:
+        raise ConfigError(f"tracking.report_to: {tracker} is not installed; `pip install {tracker}`")
     accelerator = Accelerator(
         cpu=config.train.use_cpu or not torch.cuda.is_available(),
         mixed_precision="bf16" if config.train.bf16 else "no",
@@ -83,31 +86,26 @@ def run_stage(
     try:
         reporter = Reporter(stage, 0, progress, main=accelerator.is_main_process, every=config.train.logging_steps)
         run = Run(stage, loaded, inputs, run_id, output_dir, accelerator, recorder, policy, tokenizer, reporter, start)
+        run.say([*loaded.warnings, *inputs.lines])
+        work = make_work(run)
+        start_from = prepare(run, work, found)
+        # From here on the run is on record: what is refused before leaves the ledger as it was.
+        recorder.claim()
         _announce(run, found)
         try:
-            return drive(run, make_work(run), found)
+            return drive(run, work, *start_from)
         except LedgerError:
             raise  # what cannot be recorded cannot be recorded either
         except Exception as error:
-            recorder.event("stopped", _why(error), step=getattr(error, "step", None))
-            recorder.flush()
+            recorder.stopped(error)
             raise
     finally:
         recorder.close()
         accelerator.end_training()
 
 
-def _why(error: Exception) -> dict[str, Any]:
-    return {
-        "reason": str(error) or type(error).__name__,
-        "exit_code": getattr(error, "exit_code", 1),
-        "rows": list(getattr(error, "rows", ())),
-    }
-
-
 def _announce(run: Run, found: Path | None) -> None:
     config = run.config
-    run.say([*run.loaded.warnings, *run.inputs.lines])
     run.recorder.event(
         "attempt_started",
         {

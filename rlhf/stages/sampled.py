@@ -10,9 +10,10 @@ from accelerate.utils import gather_object
 from rewards.compose import Composer
 from rewards.config import RewardSection
 from rewards.differential import Schedule
+from rewards.errors import ConfigError
 from rewards.functions import resolve
 from rlhf.data import tokenise
-from rlhf.evaluation.answers import Judged, answer, judge, prompt_text, sample_seed
+from rlhf.evaluation.answers import Answer, Judged, answer, judge, prompt_text, sample_seed
 from rlhf.evaluation.harness import by_category, summarise
 from rlhf.models.policy import Policy
 from rlhf.stages.model_reward import model_rewards
@@ -32,41 +33,52 @@ class SampledEvaluation:
         self.samples, report = tokenise.prepare_prompts(run.inputs.eval_prompts, run.tokenizer)
         run.say(f"evaluation: {line}" for line in report.lines())
         reward = run.config.reward
-        online = isinstance(reward, RewardSection)
-        own = {
-            "reward_funcs": self.section.eval_reward_funcs or (reward.reward_funcs if online else []),
-            "compliant_when": self.section.eval_compliant_when or (reward.compliant_when if online else {}),
-            "classifier": self.section.eval_classifier or (reward.classifier if online else None),
-        }
-        section = RewardSection(**own)
-        self.composer = Composer.from_config(section, model_rewards(run))
-        self.classifier: Callable[..., Any] | None = resolve(section.classifier) if section.classifier else None
-        self.compliant_when = section.compliant_when
+        functions = RewardSection() if not isinstance(reward, RewardSection) else reward
+        if self.section.eval_reward_funcs:
+            # What only answers are scored with may be observed throughout: there is no reward to make.
+            functions = RewardSection.model_construct(reward_funcs=self.section.eval_reward_funcs)
+        if not functions.optimised():
+            raise ConfigError(
+                "evaluation.prompts are answered and nothing scores the answers: name a function in "
+                "evaluation.eval_reward_funcs, at least one with the role `optimised`"
+            )
+        self.composer = Composer.from_config(functions, model_rewards(run))
+        classifier = self.section.eval_classifier or getattr(reward, "classifier", None)
+        self.classifier: Callable[..., Any] | None = resolve(classifier) if classifier else None
+        self.compliant_when = self.section.eval_compliant_when or getattr(reward, "compliant_when", {})
 
     def before(self) -> None:
         """Before the first step, where evaluation.before asks for it."""
         if self.section.before:
             self._evaluate("before", 0)
 
+    def during(self, step: int) -> dict[str, Any]:
+        """In the course of training; returns the figures."""
+        return self._evaluate("step", step)
+
     def after(self, step: int) -> dict[str, Any]:
         """After the last step; returns the figures."""
         return {"held_out_answers": self._evaluate("after", step)} if self.samples else {}
+
+    def _answers(self, samples: list[tokenise.PromptSample], seed: int) -> list[Answer]:
+        return answer(
+            self.policy,
+            self.run.tokenizer,
+            samples,
+            # The same seeds before and after: the two sets of answers are paired by prompt and by draw.
+            [[sample_seed(seed, "heldout", s.row_id)] for s in samples],
+            max_new_tokens=self.section.eval_max_completion_length,
+            temperature=self.section.eval_temperature,
+        )
 
     def _evaluate(self, when: str, step: int) -> dict[str, Any]:
         if not self.samples:
             return {}
         accelerator, seed = self.run.accelerator, self.run.config.train.seed
         mine = self.samples[accelerator.process_index :: accelerator.num_processes]
-        answers = answer(
-            self.policy,
-            self.run.tokenizer,
-            mine,
-            # The same seeds before and after: the two sets of answers are paired by prompt and by draw.
-            [[sample_seed(seed, "heldout", s.row_id)] for s in mine],
-            max_new_tokens=self.section.eval_max_completion_length,
-            temperature=self.section.eval_temperature,
-        )
-        judged = judge(answers, self.composer, self.classifier, self.compliant_when)
+        with accelerator.autocast():
+            answers = self._answers(mine, seed)
+        judged = judge(answers, self.composer, self.classifier, self.compliant_when) if answers else []
         self.run.recorder.rows(step, [eval_row(self.run, j, when, step) for j in judged])
         everything = gather_object(judged) if accelerator.num_processes > 1 else judged
         # A function that looks for sentences counts them: the share of answers with any is the figure people read.

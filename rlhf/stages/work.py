@@ -45,6 +45,12 @@ class Run:
         for line in lines:
             self.reporter.line(f"{self.stage}: {line}")
 
+    def switch_dropout_off(self) -> None:
+        """For stages that compare two passes over one text: with dropout they would differ by noise alone."""
+        self.policy.disable_dropout()
+        if self.policy.has_adapter and self.config.model.lora_dropout > 0:
+            self.say([f"model.lora_dropout {self.config.model.lora_dropout:g} is switched off, as all dropout is here"])
+
     def record_evaluation(self, suite: str, step: int, metrics: dict[str, Any]) -> None:
         """An evaluation event on held-out rows; the newest of a stage is what it ended with."""
         n = next(iter(metrics.values()))["n"]

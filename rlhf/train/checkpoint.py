@@ -35,9 +35,12 @@ def fsync_tree(folder: Path) -> None:
 def publish(aside: Path, final: Path) -> None:
     """Renames a folder that was written aside to its final name, durably."""
     fsync_tree(aside)
+    old = final.with_name(f".old-{final.name}")
+    shutil.rmtree(old, ignore_errors=True)
     if final.exists():
-        shutil.rmtree(final)
+        os.replace(final, old)
     os.replace(aside, final)
+    shutil.rmtree(old, ignore_errors=True)
     handle = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -46,9 +49,15 @@ def publish(aside: Path, final: Path) -> None:
 
 
 def checkpoints(output_dir: Path) -> list[Path]:
-    """Whole checkpoints, oldest first."""
+    """Whole checkpoints, oldest first; those of a later attempt are newer, whatever their steps."""
     found = [p for p in output_dir.glob("checkpoint-*") if (p / STATE).is_file()]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+    return sorted(found, key=_age)
+
+
+def _age(path: Path) -> tuple[int, int]:
+    # After a resume from an earlier checkpoint, later steps of the attempt before are still in the folder.
+    state = load_state(path)
+    return state["ledger"]["attempt"], state["step"]
 
 
 def find_checkpoint(output_dir: Path, wanted: str | None) -> Path | None:
@@ -113,18 +122,31 @@ def load_state(path: Path) -> dict[str, Any]:
 def restore(engine: Engine, path: Path) -> dict[str, Any]:
     """Restores optimiser, schedule and random state; returns the stage's own state of this rank.
 
-    Raises: UserError when the checkpoint was written by another number of ranks.
+    Raises: UserError when the checkpoint was written by another number of ranks, or trains other parameters.
     """
     accelerator, folder = engine.accelerator, path / "trainer"
     ranks = len(list(folder.glob("rng-*.pt")))
     if ranks != accelerator.num_processes:
         raise UserError(f"{path}: written by {ranks} ranks, resumed by {accelerator.num_processes}; start as many")
     saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-    engine.optimizer.load_state_dict(saved["optimizer"])
-    engine.scheduler.load_state_dict(saved["scheduler"])
+    _restore_optimizer(engine, saved)
     rng = torch.load(folder / f"rng-{accelerator.process_index}.pt", weights_only=True)
     torch.set_rng_state(rng["torch"])
     if "cuda" in rng and torch.cuda.is_available():
         torch.cuda.set_rng_state(rng["cuda"])
     stage: dict[str, Any] = torch.load(folder / f"stage-{accelerator.process_index}.pt", weights_only=True)
     return stage
+
+
+def _restore_optimizer(engine: Engine, saved: dict[str, Any]) -> None:
+    """Moments and place in the schedule; rates, decay and betas are the configuration's, which may have changed."""
+    optimizer, scheduler = engine.optimizer, engine.scheduler
+    configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(saved["optimizer"])
+    scheduler.load_state_dict(saved["scheduler"])
+    factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
+    scheduler.base_lrs = [group["initial_lr"] for group in configured]
+    rates = [base * factor for base, factor in zip(scheduler.base_lrs, factors, strict=True)]
+    for group, own, rate in zip(optimizer.param_groups, configured, rates, strict=True):
+        group.update({**own, "lr": rate})
+    scheduler._last_lr = rates

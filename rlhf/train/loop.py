@@ -20,9 +20,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
-from rewards.errors import RunStopped
 from rlhf.batch import to_device
 from rlhf.train.metrics import Tally, reduce_tallies
+from rlhf.train.record import SharedStop
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Engine:
     accelerator: Accelerator
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
-    scheduler: torch.optim.lr_scheduler.LRScheduler
+    scheduler: torch.optim.lr_scheduler.LambdaLR
 
 
 def global_denominators(accelerator: Accelerator, parts: list[dict[str, float]]) -> dict[str, float]:
@@ -131,7 +131,7 @@ def global_denominators(accelerator: Accelerator, parts: list[dict[str, float]])
     total = accelerator.reduce(local.to(accelerator.device), reduction="sum").tolist()
     if not any(value > 0 for value in total):
         reason = "no token or session of this step counts: every mask is empty or every reward is null"
-        raise RunStopped(reason)
+        raise SharedStop(reason)
     return dict(zip(names, total, strict=True))
 
 
@@ -206,7 +206,7 @@ def optimizer_step(engine: Engine, work: Work, step: int, max_grad_norm: float) 
         if accelerator.num_processes > 1:
             rows = gather_object(rows)
         shown = f"{', '.join(rows[:8])}{' ...' if len(rows) > 8 else ''}"
-        raise RunStopped(f"step {step}: loss {loss}, gradient norm {grad_norm}: not finite; rows {shown}", rows)
+        raise SharedStop(f"step {step}: loss {loss}, gradient norm {grad_norm}: not finite; rows {shown}", rows)
     learning_rate = engine.optimizer.param_groups[0]["lr"]
     engine.optimizer.step()
     engine.scheduler.step()
@@ -242,5 +242,5 @@ def _reduce(
 
 def _watched(values: dict[str, float], name: str) -> float:
     if name not in values:
-        raise RunStopped(f"metric_for_best_model is `{name}`, but the evaluation gives {', '.join(sorted(values))}")
+        raise SharedStop(f"metric_for_best_model is `{name}`, but the evaluation gives {', '.join(sorted(values))}")
     return values[name]

@@ -12,7 +12,7 @@ from rlhf.config import TrainSection
 
 def build_optimizer(
     model: torch.nn.Module, train: TrainSection, total_steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """AdamW (Loshchilov & Hutter 2019) with weight decay on matrices only, and the named schedule."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [

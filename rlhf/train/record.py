@@ -10,11 +10,15 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from rewards import Ledger
-from rewards.errors import UserError
+from rewards.errors import RunStopped, UserError
+
+
+class SharedStop(RunStopped):
+    """A stop that every rank comes to at the same point, so that one record of it is enough."""
 
 
 class Recorder:
-    """Opens the ledger, claims an attempt on the main rank and joins it on the others."""
+    """Rows, events and checkpoints of one attempt; nothing is opened and no attempt is claimed before `claim`."""
 
     def __init__(
         self,
@@ -25,15 +29,31 @@ class Recorder:
         pipeline_id: str | None,
         resume: dict[str, Any] | None,
     ) -> None:
-        self.accelerator = accelerator
+        self.path, self.run_id, self.accelerator = path, run_id, accelerator
+        self.pipeline_id, self.resume = pipeline_id, resume
         self.ledger: Ledger | None = None
+        self.writer: Any = None
+
+    @property
+    def claimed(self) -> bool:
+        """Whether there is an attempt to record in."""
+        return self.writer is not None
+
+    def claim(self) -> None:
+        """Opens the ledger, claims an attempt on the main rank and joins it on the others.
+
+        Raises: UserError on all ranks where the ledger refuses.
+        """
+        accelerator = self.accelerator
         failure: str | None = None
         shared: list[Any] = [None, None]
         if accelerator.is_main_process:
             # A failure on one rank must end all of them, not leave the others waiting for it.
             try:
-                self.ledger = Ledger.open(path, create=True)
-                self.writer = self.ledger.writer(run_id, writer=0, resume=resume, pipeline_id=pipeline_id)
+                self.ledger = Ledger.open(self.path, create=True)
+                self.writer = self.ledger.writer(
+                    self.run_id, writer=0, resume=self.resume, pipeline_id=self.pipeline_id
+                )
                 shared = [self.writer.attempt, None]
             except UserError as error:
                 failure = str(error)
@@ -43,9 +63,8 @@ class Recorder:
         if shared[1] is not None:
             raise UserError(shared[1])
         if not accelerator.is_main_process:
-            self.ledger = Ledger.open(path)
-            self.writer = self.ledger.writer(run_id, writer=accelerator.process_index, attempt=shared[0])
-        self.attempt: int = shared[0]
+            self.ledger = Ledger.open(self.path)
+            self.writer = self.ledger.writer(self.run_id, writer=accelerator.process_index, attempt=shared[0])
 
     def rows(self, step: int, rows: list[dict[str, Any]]) -> None:
         """Appends this rank's sessions of a step."""
@@ -56,6 +75,18 @@ class Recorder:
         """Writes an event; the main rank's call counts."""
         if self.accelerator.is_main_process:
             self.writer.event(kind, dict(payload), step=step)
+
+    def stopped(self, error: Exception) -> None:
+        """Records why the run ends here; on this rank's own account where the others do not know of it."""
+        if not self.claimed or (isinstance(error, SharedStop) and not self.accelerator.is_main_process):
+            return
+        payload = {
+            "reason": str(error) or type(error).__name__,
+            "exit_code": getattr(error, "exit_code", 1),
+            "rows": list(getattr(error, "rows", ())),
+        }
+        self.writer.event("stopped", payload, step=getattr(error, "step", None))
+        self.writer.flush()
 
     def events(self, events: Iterable[tuple[str, Mapping[str, Any]]], step: int | None = None) -> None:
         """Several events of one step, in order."""
@@ -74,6 +105,7 @@ class Recorder:
 
     def close(self) -> None:
         """Flushes and closes."""
-        self.writer.close()
+        if self.writer is not None:
+            self.writer.close()
         if self.ledger is not None:
             self.ledger.close()
