@@ -79,13 +79,12 @@ class SampledEvaluation:
         with accelerator.autocast():
             answers = self._answers(mine, seed)
         judged = judge(answers, self.composer, self.classifier, self.compliant_when) if answers else []
-        self.run.recorder.rows(step, [eval_row(self.run, j, when, step) for j in judged])
+        self.run.recorder.evaluation_rows(step, [eval_row(self.run, j, when, step) for j in judged])
         everything = gather_object(judged) if accelerator.num_processes > 1 else judged
         # A function that looks for sentences counts them: the share of answers with any is the figure people read.
         counts = {part.name for part in self.composer.scorers if part.phrases is not None}
         figures = {"metrics": summarise(everything, counts), "by_category": by_category(everything, counts)}
-        self.run.recorder.event(
-            "evaluation",
+        self.run.recorder.evaluation(
             {
                 "suite": "heldout_answers",
                 "when": when,
@@ -94,7 +93,7 @@ class SampledEvaluation:
                 "dataset": self.section.prompts,
                 **figures,
             },
-            step=step,
+            step,
         )
         return figures
 

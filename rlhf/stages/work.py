@@ -55,7 +55,7 @@ class Run:
         """An evaluation event on held-out rows; the newest of a stage is what it ended with."""
         n = next(iter(metrics.values()))["n"]
         payload = {"suite": suite, "when": "step", "n": n, "metrics": metrics, "by_category": {}}
-        self.recorder.event("evaluation", payload, step=step)
+        self.recorder.evaluation(payload, step)
 
     @property
     def rank_batch(self) -> int:

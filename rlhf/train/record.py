@@ -93,6 +93,29 @@ class Recorder:
         for kind, payload in events:
             self.event(kind, payload, step)
 
+    def evaluation_rows(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """This rank's evaluated answers; those that an attempt before left at the step of its checkpoint count once."""
+        known: set[str] = set()
+        if self._goes_on_from(step):
+            assert self.ledger is not None
+            there = self.ledger.sessions(self.run_id).select(["group_id", "split", "step"]).to_pylist()
+            known = {row["group_id"] for row in there if row["split"] == "eval" and row["step"] == step}
+        self.rows(step, [row for row in rows if row["group_id"] not in known])
+
+    def evaluation(self, payload: Mapping[str, Any], step: int) -> None:
+        """The figures of an evaluation, unless an attempt before left the same evaluation at this step."""
+        if self._goes_on_from(step) and self.accelerator.is_main_process:
+            assert self.ledger is not None
+            for event in self.ledger.events(self.run_id, kind="evaluation"):
+                there = event["payload"]
+                if event["step"] == step and (there["suite"], there["when"]) == (payload["suite"], payload["when"]):
+                    return
+        self.event("evaluation", payload, step=step)
+
+    def _goes_on_from(self, step: int) -> bool:
+        # What is done after the last step is done at the step of the last checkpoint, and the ledger counts by steps.
+        return self.resume is not None and self.resume["step"] == step
+
     def flush(self) -> None:
         """Everything handed over is durable when this returns."""
         self.writer.flush()
