@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 Command = Callable[[argparse.Namespace, "Ledger"], int]
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Bad usage is one line, as every other error."""
 
     def error(self, message: str) -> NoReturn:
+        """Says the line and exits with 2."""
         self.exit(2, f"error: {message} (see `{self.prog} --help`)\n")
 
 
@@ -56,8 +57,8 @@ def entry() -> NoReturn:
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = _Parser(prog="rewards", description="Read a reward ledger.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    parser = Parser(prog="rewards", description="Read a reward ledger.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
 
     def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
@@ -156,7 +157,8 @@ def _session(ledger: Ledger, run: str, number: int) -> dict[str, Any]:
     import pyarrow.compute as pc
 
     table = ledger.sessions(run, live=True, texts=True)
-    found = table.filter(pc.equal(table["session"], number)).to_pylist()
+    # A number that int64 does not hold is none that arrow compares.
+    found = table.filter(pc.equal(table["session"], number)).to_pylist() if abs(number) < 2**63 else []
     if not found:
         last = pc.max(table["session"]).as_py()
         raise LedgerError(f"run `{run}` has no session {number}: its sessions are 1 to {last or 0:,}")

@@ -106,10 +106,14 @@ def _limits(constraints: Iterable[Any]) -> str:
     for limit in constraints:
         for kind, word, bound in ((Gt, "above", "gt"), (Ge, "of at least", "ge"), (Lt, "below", "lt")):
             if isinstance(limit, kind):
-                said.append(f"{word} {getattr(limit, bound):g}")
+                said.append(f"{word} {_number(getattr(limit, bound))}")
         if isinstance(limit, Le):
-            said.append(f"at most {limit.le:g}")
+            said.append(f"at most {_number(limit.le)}")
     return "".join(f" {said[0]}" if i == 0 else f" and {part}" for i, part in enumerate(said)) if said else ""
+
+
+def _number(value: Any) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
 
 
 def _member_in_words(member: Any, limits: str) -> list[str]:

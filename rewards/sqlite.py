@@ -96,6 +96,10 @@ def translated(path: Path, doing: str) -> Iterator[None]:
     """Turns SQLite's and the system's errors into one line that names the file."""
     try:
         yield
+    except UnicodeDecodeError as error:  # SQLite quotes the damaged bytes in its message, and Python cannot read that
+        raise LedgerError(
+            f"{path}: cannot {doing}: the file is damaged; restore it from a copy of the ledger"
+        ) from error
     except (sqlite3.Error, OSError) as error:
         raise LedgerError(f"{path}: cannot {doing}: {_reason(error, path)}") from error
 

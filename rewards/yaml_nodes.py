@@ -135,7 +135,10 @@ def plain(node: Node) -> Any:
     if kind == "bool":
         return text.lower() == "true"
     if kind == "int":
-        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        try:
+            return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+        except ValueError:  # Python stops at some thousand digits
+            raise ConfigError(f"{where(node)}: a number of {len(text):,} digits cannot be read") from None
     if kind == "float":
         return float(text.replace(".inf", "inf").replace(".Inf", "inf").replace(".INF", "inf").replace(".nan", "nan"))
     raise ConfigError(f"{where(node)}: the tag `{node.tag}` is not supported")

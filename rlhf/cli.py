@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from rewards.errors import UserError
+from rewards.cli import Parser
 
 STAGE_HELP = {
     "sft": "supervised fine-tuning on demonstrations",
@@ -27,7 +27,7 @@ def build_parser() -> argparse.ArgumentParser:
     from rlhf import config_cli
     from rlhf.launch import add_run_arguments
 
-    parser = argparse.ArgumentParser(prog="rlhf", description="Tuning in which every reward can be accounted for.")
+    parser = Parser(prog="rlhf", description="Tuning in which every reward can be accounted for.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for stage, text in STAGE_HELP.items():
         sub = commands.add_parser(stage, help=text, description=text, epilog="key=value overrides the configuration")
@@ -45,14 +45,13 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     parser = build_parser()
-    args, rest = parser.parse_known_args(argv)
     try:
-        return _dispatch(args, rest, parser)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:
-        return 0
+        args, rest = parser.parse_known_args(argv)
+    except SystemExit as stop:  # argparse has said what it had to say
+        return int(stop.code or 0)
+    from rlhf.launch import told
+
+    return told(lambda: _dispatch(args, rest, parser))
 
 
 def _dispatch(args: argparse.Namespace, rest: list[str], parser: argparse.ArgumentParser) -> int:
@@ -87,6 +86,8 @@ def _dispatch(args: argparse.Namespace, rest: list[str], parser: argparse.Argume
         print(json.dumps(result, indent=1, sort_keys=True))
     elif args.command == "run":
         print("\n".join(filter(None, [result.get("outcomes"), "", f"report: {result['report']}"])))
+    elif "ledger" in result:  # absent on ranks other than the first
+        print(f"model: {result['model']}\nledger: {result['ledger']['path']}")
     return 0
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from rewards.cli import Parser
 from rewards.config import Loaded, load, read_yaml, split_overrides
 from rewards.errors import ConfigError, UserError
 from rewards.yaml_nodes import entries
@@ -29,6 +34,8 @@ def launch(
 ) -> dict[str, Any]:
     """Loads a stage's configuration and runs it; returns what run.json holds."""
     path = Path(config_path) if config_path is not None else None
+    if path is not None and "stages" in entries(read_yaml(path)):
+        raise ConfigError(f"{path}: is a pipeline; run all of it with `rlhf run {path}`")
     loaded = load(STAGES[stage], path, overrides, retired=RETIRED, known_elsewhere=known_elsewhere(stage))
     claim_output_dir(Path(loaded.config.train.output_dir), resume=resume, overwrite=overwrite)
     return start(stage, loaded, resume=resume, progress=progress)
@@ -36,24 +43,66 @@ def launch(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """What `experiments/train.py` does: runs a stage or a pipeline; returns the exit code."""
-    parser = argparse.ArgumentParser(description="Runs the stage or the pipeline that a configuration describes.")
+    parser = Parser(description="Runs the stage or the pipeline that a configuration describes.")
     parser.add_argument("--config", required=True, metavar="FILE.yaml")
     add_run_arguments(parser)
-    args, rest = parser.parse_known_args(argv)
     try:
-        options = {"resume": args.resume, "overwrite": args.overwrite, "progress": args.progress}
-        if "stages" in entries(read_yaml(Path(args.config))):
-            from rlhf.pipeline import run_pipeline
+        args, rest = parser.parse_known_args(argv)
+    except SystemExit as stop:  # argparse has said what it had to say
+        return int(stop.code or 0)
+    return told(lambda: _main(args, rest))
 
-            result = run_pipeline(args.config, split_overrides(rest), **options)
-        else:
-            result = launch(stage_of(Path(args.config)), args.config, split_overrides(rest), **options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+
+def _main(args: argparse.Namespace, rest: Sequence[str]) -> int:
+    options = {"resume": args.resume, "overwrite": args.overwrite, "progress": args.progress}
+    if "stages" in entries(read_yaml(Path(args.config))):
+        from rlhf.pipeline import run_pipeline
+
+        result = run_pipeline(args.config, split_overrides(rest), **options)
+    else:
+        result = launch(stage_of(Path(args.config)), args.config, split_overrides(rest), **options)
     if args.json and int(os.environ.get("RANK", "0")) == 0:
         print(json.dumps(result, indent=1, sort_keys=True))
     return 0
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: a scheduler wants the machine back. Unwinds as Ctrl-C does, so that what is open is closed."""
+
+
+def told(command: Callable[[], int]) -> int:
+    """The exit code of a command; errors for people and interruptions are one line on stderr."""
+    before = _on_sigterm(_terminate)
+    try:
+        return command()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt as error:
+        by, code = ("SIGTERM", 143) if isinstance(error, Terminated) else ("Ctrl-C", 130)
+        print(
+            f"error: ended by {by}; what was recorded stays; --resume goes on from the newest checkpoint",
+            file=sys.stderr,
+        )
+        return code
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    finally:
+        if before is not None:
+            _on_sigterm(before)
+
+
+def _terminate(*_: object) -> NoReturn:
+    # A second one, while the first is still closing files, ends the process at once.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    raise Terminated
+
+
+def _on_sigterm(handler: Any) -> Any:
+    if threading.current_thread() is not threading.main_thread():
+        return None  # a notebook may run commands elsewhere, where signals cannot be handled
+    return signal.signal(signal.SIGTERM, handler)
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -78,14 +127,20 @@ def start(stage: str, loaded: Loaded[Any], *, resume: bool, progress: str) -> di
 def claim_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> Path | None:
     """Refuses a folder with content unless it is resumed or renamed aside; returns the new name of a renamed one.
 
-    Raises: ConfigError when the folder holds something and neither flag is given, or both are.
+    Raises: ConfigError when the folder holds something and neither flag is given, or both are; when there is nothing to
+    resume; when no folder can be there.
     """
     if resume and overwrite:
         raise ConfigError("--resume and --overwrite exclude each other")
     # Only the first rank looks: the others would see what it has begun to write.
-    if int(os.environ.get("RANK", "0")) != 0 or resume:
+    if int(os.environ.get("RANK", "0")) != 0:
         return None
-    if not folder.exists() or not any(folder.iterdir()):
+    with _as_output_dir(folder):
+        _check_writable(folder)
+        held = folder.exists() and any(folder.iterdir())
+    if resume and not held:
+        raise ConfigError(f"{folder}: nothing to resume here; check output_dir, or start without --resume")
+    if resume or not held:
         return None
     if not overwrite:
         raise ConfigError(f"{folder}: not empty; --resume goes on with it, --overwrite renames it aside first")
@@ -94,7 +149,32 @@ def claim_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> Path | N
     while aside.exists():
         aside = aside.with_name(f"{aside.name}-{n}")
         n += 1
-    folder.rename(aside)
-
+    with _as_output_dir(folder):
+        folder.rename(aside)
     print(f"{folder}: the old content is now in {aside}", file=sys.stderr)
     return aside
+
+
+@contextmanager
+def _as_output_dir(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise ConfigError(f"{folder}: cannot be the output_dir: {reason}; choose another folder") from error
+
+
+def _check_writable(folder: Path) -> None:
+    """Makes the folder and a file in it, and removes both again: minutes of training must not end at a closed door."""
+    made = []
+    missing = [path for path in [folder, *folder.parents] if not path.exists()]
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            made.append(path)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    finally:
+        for path in reversed(made):
+            with suppress(OSError):  # somebody else has begun to use it
+                path.rmdir()

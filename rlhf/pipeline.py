@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +19,16 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
 from rewards.config import Loaded, load_node, read_yaml
 from rewards.errors import ConfigError
-from rewards.yaml_nodes import entries, plain, where
+from rewards.yaml_nodes import entries, is_null, plain, show, where
 from rlhf.config import RETIRED, STAGES
 from rlhf.config_tables import known_elsewhere
 from rlhf.launch import claim_output_dir
 
 KEYS = ("pipeline", "output_dir", "seed", "defaults", "stages")
 OWNED = {"train": ("output_dir", "run_name"), "ledger": ("path", "pipeline_id")}
+FOLDERS_TAKEN = ("defaults", "ledger")  # what an override's prefix and the folder in output_dir mean already
 _REFERENCE = re.compile(r"\$\{([\w-]+)\}")
+_NAME = re.compile(r"[\w-]+")
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Shared:
 
     name: str
     output_dir: Path
+    asked_seed: str | None
     seed: str | None
     defaults: Node | None
     for_all: list[str]
@@ -100,21 +103,25 @@ def read_pipeline(path: Path, overrides: Sequence[str] = ()) -> Plan:
     Raises: ConfigError naming file and line.
     """
     root = entries(read_yaml(path))
+    if "stage" in root and "stages" not in root:
+        raise ConfigError(
+            f"{where(root['stage'][0])}: configures one stage, not a pipeline: `rlhf {plain(root['stage'][1])} "
+            f"--config {path}`"
+        )
     for key, (node, _) in root.items():
         if key not in KEYS:
             raise ConfigError(f"{where(node)}: unknown key `{key}`; a pipeline has {', '.join(KEYS)}")
     if "stages" not in root or not isinstance(root["stages"][1], SequenceNode) or not root["stages"][1].value:
         raise ConfigError(f"{path}: a pipeline needs `stages`, a list with at least one stage")
     own, per_stage, for_all = _split(overrides)
-    name = str(plain(root["pipeline"][1])) if "pipeline" in root else path.stem
-    output_dir = Path(
-        str(own.get("output_dir") or (plain(root["output_dir"][1]) if "output_dir" in root else f"runs/{name}"))
-    )
-    seed = own.get("seed") or (str(plain(root["seed"][1])) if "seed" in root else None)
-    defaults = root["defaults"][1] if "defaults" in root else None
+    name = _word(root, "pipeline") or path.stem
+    output_dir = Path(own.get("output_dir") or _word(root, "output_dir") or f"runs/{name}")
+    defaults = None if "defaults" not in root or is_null(root["defaults"][1]) else root["defaults"][1]
+    if defaults is not None:
+        _refuse_owned(defaults)
+    shared = Shared(name, output_dir, own.get("seed"), _word(root, "seed"), defaults, for_all, per_stage)
     stages: list[PlannedStage] = []
     for node in root["stages"][1].value:
-        shared = Shared(name, output_dir, seed, defaults, for_all, per_stage)
         stages.append(_plan_stage(node, shared, [s.name for s in stages]))
     unknown = sorted(set(per_stage) - {s.name for s in stages})
     if unknown:
@@ -128,6 +135,7 @@ def _split(overrides: Sequence[str]) -> tuple[dict[str, str], dict[str, list[str
     per_stage: dict[str, list[str]] = {}
     for_all: list[str] = []
     for override in overrides:
+        _refuse_owned_override(override)
         key, _, value = override.partition("=")
         stage, dot, rest = key.partition(".")
         if key in ("output_dir", "seed"):
@@ -151,14 +159,15 @@ def _plan_stage(node: Node, shared: Shared, earlier: list[str]) -> PlannedStage:
     stage = str(plain(fields["stage"][1]))
     if stage not in STAGES:
         raise ConfigError(f"{where(fields['stage'][1])}: unknown stage `{stage}`; choose {', '.join(STAGES)}")
-    name = str(plain(fields["name"][1])) if "name" in fields else stage
+    name = _word(fields, "name") or stage
+    if not _NAME.fullmatch(name) or name in FOLDERS_TAKEN:
+        raise ConfigError(
+            f"{where(fields['name'][1])}: `{name}` cannot name a stage: letters, digits, - and _, and none of "
+            f"{', '.join(FOLDERS_TAKEN)}"
+        )
     if name in earlier:
         raise ConfigError(f"{where(node)}: two stages are called `{name}`; give one another `name`")
-    for section, keys in OWNED.items():
-        for key in keys:
-            if section in fields and key in entries(fields[section][1]):
-                line = where(entries(fields[section][1])[key][0])
-                raise ConfigError(f"{line}: `{section}.{key}` is decided by the pipeline; leave it out")
+    _refuse_owned(node)
     body = _without(node, ("stage", "name"))
     merged = _merge(shared.defaults, body) if shared.defaults is not None else body
     folders = {other: str(shared.output_dir / other / "model") for other in earlier}
@@ -169,8 +178,10 @@ def _plan_stage(node: Node, shared: Shared, earlier: list[str]) -> PlannedStage:
         f"ledger.path={shared.output_dir / 'ledger'}",
         f"ledger.pipeline_id={shared.name}",
     ]
-    if shared.seed is not None:
-        decided.insert(0, f"train.seed={shared.seed}")
+    # The command line's seed is for all stages, the file's for those that name none themselves.
+    seed = shared.asked_seed or (shared.seed if not _names_seed(merged) else None)
+    if seed is not None:
+        decided.insert(0, f"train.seed={seed}")
     loaded = load_node(
         STAGES[stage],
         merged,
@@ -179,6 +190,45 @@ def _plan_stage(node: Node, shared: Shared, earlier: list[str]) -> PlannedStage:
         known_elsewhere=known_elsewhere(stage),
     )
     return PlannedStage(stage, name, loaded)
+
+
+def _word(fields: Mapping[str, tuple[Node, Node]], key: str) -> str | None:
+    """A word or number of the pipeline itself; None where it is left out."""
+    if key not in fields or is_null(fields[key][1]):
+        return None
+    node = fields[key][1]
+    if not isinstance(node, ScalarNode):
+        raise ConfigError(f"{where(node)}: {key}: expected a word, got {show(node)}")
+    return str(node.value) or None
+
+
+def _refuse_owned(node: Node) -> None:
+    """Refuses keys that the pipeline decides, in their section or flat."""
+    fields = entries(node)
+    for section, keys in OWNED.items():
+        inside = entries(fields[section][1]) if section in fields and not is_null(fields[section][1]) else {}
+        for key in keys:
+            for dotted, found in {
+                f"{section}.{key}": inside.get(key) or fields.get(f"{section}.{key}"),
+                key: fields.get(key) if key != "path" else None,
+            }.items():
+                if found is not None:
+                    raise ConfigError(f"{where(found[0])}: `{dotted}` is decided by the pipeline; leave it out")
+
+
+def _refuse_owned_override(override: str) -> None:
+    stage, dot, key = override.partition("=")[0].partition(".")
+    owned = {name for section, keys in OWNED.items() for k in keys for name in (f"{section}.{k}", k)} - {"path"}
+    if dot and key in owned:
+        raise ConfigError(f"command line: `{stage}.{key}` is decided by the pipeline; its own key is output_dir=")
+
+
+def _names_seed(node: Node) -> bool:
+    fields = entries(node)
+    train = fields.get("train")
+    return any(key in fields for key in ("seed", "train.seed")) or (
+        train is not None and isinstance(train[1], MappingNode) and "seed" in entries(train[1])
+    )
 
 
 def _without(node: Node, keys: Sequence[str]) -> MappingNode:

@@ -21,7 +21,7 @@ class TrainSection(Section):
         description="A folder that is not empty stops the run unless --resume or --overwrite. TRL: trainer_output",
     )
     run_name: str | None = Field(None, description="The run's id in the ledger; null: PIPELINE/STAGE")
-    seed: int = Field(42, ge=0, description="Of everything random: data order, initialisation, sampling")
+    seed: int = Field(42, ge=0, lt=2**32, description="Of everything random: data order, initialisation, sampling")
     max_steps: int = Field(-1, ge=-1, description="Optimizer steps; -1: from num_train_epochs")
     num_train_epochs: float = Field(3.0, gt=0, description="Passes over the rows; max_steps goes before it")
     per_device_train_batch_size: int = Field(8, gt=0, description="Rows of a micro-batch on one rank")

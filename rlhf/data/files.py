@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from rewards.errors import DataError
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 Parsed = tuple[int, int | None, dict[str, Any]]
 
@@ -55,13 +58,31 @@ def _json_lines(path: Path) -> Iterator[Parsed]:
                 values = json.loads(line)
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}:{number}: broken JSON: {error.msg} at column {error.colno}") from error
-            yield number, number, _object(path, number, values)
+            except (ValueError, RecursionError) as error:
+                raise _beyond(f"{path}:{number}", error) from error
+            yield number, number, _object(path, number, values, line)
 
 
-def _object(path: Path, number: int, values: object) -> dict[str, Any]:
+def _object(path: Path, number: int, values: object, source: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise DataError(f"{path}:{number}: row {number} is {type(values).__name__}, not an object with named columns")
+    if _SURROGATE.search(source):  # a whole pair is one character by now, half of one is none
+        try:
+            json.dumps(values, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):x}"
+            raise DataError(
+                f"{path}:{number}: row {number} holds {half}, half of a surrogate pair, which is no character: "
+                "export the file again without cutting characters in two"
+            ) from error
     return values
+
+
+def _beyond(place: str, error: Exception) -> DataError:
+    """The error for JSON that is well-formed and still cannot be read."""
+    if isinstance(error, RecursionError):
+        return DataError(f"{place}: broken JSON: nested too deeply")
+    return DataError(f"{place}: JSON with a whole number that is too long to read: write it as text")
 
 
 def _json(path: Path) -> Iterator[Parsed]:
@@ -76,6 +97,8 @@ def _json(path: Path) -> Iterator[Parsed]:
             yield from _json_lines(path)  # one object after another: JSON lines under the name .json
             return
         raise DataError(f"{path}:{error.lineno}: broken JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:
+        raise _beyond(str(path), error) from error
     if isinstance(values, dict) and isinstance(values.get("data"), list):
         values = values["data"]
     if isinstance(values, dict):
@@ -83,7 +106,7 @@ def _json(path: Path) -> Iterator[Parsed]:
     if not isinstance(values, list):
         raise DataError(f"{path}: expected a list of objects, found {type(values).__name__}")
     for number, value in enumerate(values, 1):
-        yield number, None, _object(path, number, value)
+        yield number, None, _object(path, number, value, text)
 
 
 def _parquet(path: Path) -> Iterator[Parsed]:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from rewards.errors import ConfigError, DataError
 from rlhf.data.importers import best_and_worst, hh_messages, looks_like_hh, split_shared
-from rlhf.data.records import FORMATS, Record, is_messages
+from rlhf.data.records import FORMATS, Record, is_messages, rows_of
 from rlhf.data.schemas import ROW_MODELS
 from rlhf.data.sources import RawRow
 
@@ -105,7 +105,7 @@ def announce(dataset: str, files: Sequence[tuple[str, int]], name: str, conversa
     form = FORMATS[name]
     source = files[0][0] if len(files) == 1 else f"{dataset} ({len(files)} files)"
     return (
-        f"{sum(count for _, count in files):,} rows of {source} read as {form.label} -> {form.yields} "
+        f"{rows_of(sum(count for _, count in files))} of {source} read as {form.label} -> {form.yields} "
         f"({'conversational' if conversational else 'standard'})"
     )
 
@@ -153,11 +153,16 @@ def _records(rows: Sequence[RawRow], form: str, category_column: str) -> tuple[l
                 **fields,
             )
         )
+        if _is_conversational(records[-1]) != _is_conversational(records[0]):
+            here, first = ("messages", "text") if _is_conversational(records[-1]) else ("text", "messages")
+            raise row.error(
+                f"is made of {here}, but {records[0].ref} of {first}: give all rows of a file the same form"
+            )
     notes = []
     if joined:
-        notes.append(f"{len(joined)} rows have two turns of one speaker in a row, joined to one: {_some(joined)}")
+        notes.append(f"{rows_of(len(joined))} with two turns of one speaker in a row, joined to one: {_some(joined)}")
     if ties:
-        notes.append(f"{len(ties)} rows dropped because all their scores are equal: {_some(ties)}")
+        notes.append(f"{rows_of(len(ties))} dropped because all their scores are equal: {_some(ties)}")
     if not records:
         raise DataError(f"{rows[0].file}: no row is left" + (f" ({notes[0]})" if notes else ""))
     return records, notes

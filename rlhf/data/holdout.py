@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rewards.errors import DataError
 from rlhf.data.formats import to_records
-from rlhf.data.records import Record, for_stage, prompt_key, prompt_of
+from rlhf.data.records import Record, for_stage, prompt_key, prompt_of, rows_of
 from rlhf.data.sources import read_rows
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def load(data: DataSection, stage: str, seed: int = 42) -> Splits:
     if data.dataset_test_split is None:
         train, held_out = split_by_prompt(train, data.holdout_fraction, seed)
         if held_out:
-            lines.append(f"held out by prompt: {len(held_out):,} rows; trained on: {len(train):,} rows")
+            lines.append(f"held out by prompt: {rows_of(len(held_out))}; trained on: {rows_of(len(train))}")
         return Splits(train, held_out, lines)
     held_out, more = load_records(data, stage, data.dataset_test_split, seed)
     known = {prompt_key(prompt_of(record)) for record in train}

@@ -72,6 +72,11 @@ class Record:
     columns: dict[str, Any] = field(default_factory=dict)
 
 
+def rows_of(count: int) -> str:
+    """`1 row`, `1,700 rows`."""
+    return "1 row" if count == 1 else f"{count:,} rows"
+
+
 def is_messages(text: Text | None) -> bool:
     """Whether `text` is a conversation rather than a string."""
     return isinstance(text, list)
@@ -122,18 +127,21 @@ def for_stage(records: Sequence[Record], stage: str) -> tuple[list[Record], list
         if fitting is None:
             raise DataError(
                 f"{record.ref}: {stage} takes {KIND_LABEL[wanted]}, found {_found(record)}: "
-                f"{_ADVICE.get(record.kind, '')}choose other data, or name the format with data.format"
+                f"{_ADVICE.get((record.kind, wanted), '')}choose other data, or name the format with data.format"
             )
         if fitting is not record:
             said = f"{record.dataset_id}: {KIND_LABEL[record.kind]} -> {_SAID[wanted]}"
             converted[said] = converted.get(said, 0) + 1
         out.append(fitting)
-    return out, [f"{count:,} rows of {said}" for said, count in converted.items()]
+    return out, [f"{rows_of(count)} of {said}" for said, count in converted.items()]
 
 
 _SAID = {"demonstration": "demonstrations (the chosen side)", "prompt": "prompts (the answers are not used)"}
-_ADVICE: dict[str, str] = {
-    "labelled": "to train on all completions whatever their label set data.format=prompt_completion; else ",
+_ADVICE: dict[tuple[str, str], str] = {
+    (
+        "labelled",
+        "demonstration",
+    ): "to train on all completions whatever their label set data.format=prompt_completion; else ",
 }
 
 
@@ -153,8 +161,8 @@ def _convert(record: Record, wanted: Kind) -> Record | None:
         # A conversation asks for its last answer; one without a last answer asks as it stands.
         turns = record.completion
         prompt = turns[:-1] if turns[-1]["role"] == "assistant" else turns
-    if not prompt:
-        return None
+    if prompt is None:
+        return None  # an empty prompt is one: the gates drop and count it
     sides = {"chosen": record.chosen, "rejected": record.rejected} if record.kind == "pair" else {}
     return Record(
         record.row_id,

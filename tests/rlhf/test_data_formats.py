@@ -58,7 +58,7 @@ def test_every_format_is_detected_and_announced(name):
     assert detect(raw(EXAMPLES[name])) == name
     records, lines = to_records(raw(EXAMPLES[name]))
     assert len(records) == 1
-    assert lines[0].startswith(f"1 rows of pairs.jsonl read as {FORMATS[name].label} -> {FORMATS[name].yields} (")
+    assert lines[0].startswith(f"1 row of pairs.jsonl read as {FORMATS[name].label} -> {FORMATS[name].yields} (")
 
 
 def test_the_announcement_counts_names_and_tells_the_form():
@@ -98,7 +98,7 @@ def test_two_turns_of_one_speaker_are_joined_and_counted():
     rows = raw(EXAMPLES["hh"], {"chosen": HH.format("one\n\nAssistant: two"), "rejected": HH.format("three")})
     records, lines = to_records(rows)
     assert records[1].chosen == [{"role": "assistant", "content": "one\n\ntwo"}]
-    assert lines[1].startswith("1 rows have two turns of one speaker in a row, joined to one: pairs.jsonl:2")
+    assert lines[1].startswith("1 row with two turns of one speaker in a row, joined to one: pairs.jsonl:2")
 
 
 def test_a_transcript_that_ends_with_the_human_is_an_error():
@@ -143,7 +143,7 @@ def test_scored_responses_become_best_against_worst_and_ties_are_counted():
     records, lines = to_records(raw(EXAMPLES["scored"], tie, tie))
     assert len(records) == 1
     assert lines[1] == "2 rows dropped because all their scores are equal: pairs.jsonl:2, pairs.jsonl:3"
-    assert "no row is left (1 rows dropped" in error(tie)
+    assert "no row is left (1 row dropped" in error(tie)
 
 
 def test_scores_that_do_not_fit_their_responses_are_errors():
@@ -236,7 +236,7 @@ def test_sft_takes_demonstrations_and_the_chosen_side_of_pairs():
         assert lines == []
     records, lines = stage("hh", "sft")
     assert (records[0].prompt, records[0].completion, records[0].chosen) == ([USER], [BOT], None)
-    assert lines == ["1 rows of pairs.jsonl: pairs (chosen, rejected) -> demonstrations (the chosen side)"]
+    assert lines == ["1 row of pairs.jsonl: pairs (chosen, rejected) -> demonstrations (the chosen side)"]
 
 
 def test_grpo_takes_the_prompt_of_anything_that_has_one():

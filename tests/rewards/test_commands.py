@@ -1,0 +1,91 @@
+"""The `rewards` commands on what people hand them: ledgers that are damaged, numbers and paths that cannot be meant."""
+
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from rewards import Ledger
+from rewards.cli import main
+from tests.rewards.ledger_rows import rows
+
+COMMANDS = [["verify"], ["head"], ["show"], ["show", "--session", "1"], ["recalibrations"], ["report", "--json"]]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("commands") / "ledger"
+    with Ledger.open(folder, create=True) as ledger, ledger.writer("demo/grpo") as writer:
+        writer.event("attempt_started", {"stage": "grpo", "pipeline": "grpo", "config_digest": "0" * 64})
+        for step in (1, 2, 3):
+            writer.append(step=step, rows=rows(step * 4, 4)).wait()
+    return folder
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "ledger"))
+
+
+def one_line(capsys: pytest.CaptureFixture[str], *argv: object, code: int = 2) -> str:
+    capsys.readouterr()
+    assert main([str(arg) for arg in argv]) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+def test_a_session_number_that_no_integer_type_holds_is_refused_as_any_other(
+    whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "its sessions are 1 to 12" in one_line(capsys, "show", whole, "--session", 10**20)
+
+
+@pytest.mark.parametrize("option", ["--out", "--json"])
+def test_a_report_under_a_file_instead_of_a_folder_is_one_line(
+    option: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    line = one_line(capsys, "report", whole, option, tmp_path / "file" / "report")
+    assert "cannot be written: Not a directory" in line
+
+
+def test_a_damaged_schema_that_sqlite_quotes_in_broken_unicode_is_one_line(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = copy / "ledger.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    stored = path.read_bytes()
+    assert stored.count(b"CREATE VIEW runs AS SELECT run_id, count(*)") == 1
+    path.write_bytes(stored.replace(b"AS SELECT run_id, count(*)", b"AS SELECT run_id\xbd count(*)"))
+    for command in COMMANDS:
+        line = one_line(capsys, command[0], copy, *command[1:])
+        assert "ledger.db" in line and "damaged" in line
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "foreign"])
+def test_a_damaged_tail_is_named_by_every_command_that_reads_it(
+    damage: str, copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tail,) = (copy / "tails").glob("*.db")
+    if damage == "missing":
+        tail.unlink()
+    else:
+        content = {"empty": b"", "cut": tail.read_bytes()[: tail.stat().st_size // 3], "foreign": b"no database" * 999}
+        tail.write_bytes(content[damage])
+    assert main(["verify", str(copy)]) == 1
+    assert tail.name in capsys.readouterr().out
+    for command in (["show"], ["report", "--json"]):
+        assert tail.name in one_line(capsys, command[0], copy, *command[1:])
+
+
+def test_a_ledger_without_a_run_verifies_and_has_nothing_to_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Ledger.open(tmp_path / "new", create=True).close()
+    assert main(["verify", str(tmp_path / "new")]) == 0
+    assert "no run yet" in one_line(capsys, "report", tmp_path / "new", "--json")
+    assert "no run yet" in one_line(capsys, "show", tmp_path / "new", "--session", 1)
