@@ -7,6 +7,7 @@ said about the work goes to stderr.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -44,10 +45,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        return unwritten(error)
     return code
+
+
+def unwritten(error: OSError) -> int:
+    """The exit code where output found no place: 0 when its reader has seen enough, else one line and 2.
+
+    Raises: the error itself where it is of another kind.
+    """
+    if not isinstance(error, BrokenPipeError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        raise error
+    if error.filename is None:  # it was stdout: what is still in its buffer must not be tried again at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 0
+    print(f"error: {error.filename or 'output'}: {error.strerror}; make room and try again", file=sys.stderr)
+    return 2
 
 
 def entry() -> NoReturn:

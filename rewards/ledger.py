@@ -27,6 +27,10 @@ class Ledger:
         self.path = path
         self._writers: list[Writer] = []
 
+    def __repr__(self) -> str:
+        """As one would write it to open the ledger again."""
+        return f"Ledger.open({str(self.path)!r})"
+
     @classmethod
     def open(cls, path: str | os.PathLike[str], create: bool = False) -> "Ledger":
         """The ledger in a folder; with `create` made there if it is not.

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from rewards.cli import Parser
+from rewards.cli import Parser, unwritten
 from rewards.config import Loaded, load, read_yaml, split_overrides
 from rewards.errors import ConfigError, UserError
 from rewards.yaml_nodes import entries
@@ -38,6 +38,8 @@ def launch(
         raise ConfigError(f"{path}: is a pipeline; run all of it with `rlhf run {path}`")
     loaded = load(STAGES[stage], path, overrides, retired=RETIRED, known_elsewhere=known_elsewhere(stage))
     claim_output_dir(Path(loaded.config.train.output_dir), resume=resume, overwrite=overwrite)
+    if resume and loaded.config.train.resume_from_checkpoint is None:
+        say_if_anew(Path(loaded.config.train.output_dir))
     return start(stage, loaded, resume=resume, progress=progress)
 
 
@@ -74,7 +76,9 @@ def told(command: Callable[[], int]) -> int:
     """The exit code of a command; errors for people and interruptions are one line on stderr."""
     before = _on_sigterm(_terminate)
     try:
-        return command()
+        code = command()
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -85,9 +89,8 @@ def told(command: Callable[[], int]) -> int:
             file=sys.stderr,
         )
         return code
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as error:
+        return unwritten(error)
     finally:
         if before is not None:
             _on_sigterm(before)
@@ -153,6 +156,12 @@ def claim_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> Path | N
         folder.rename(aside)
     print(f"{folder}: the old content is now in {aside}", file=sys.stderr)
     return aside
+
+
+def say_if_anew(folder: Path) -> None:
+    """Says that a resumed stage begins at its first step, where it has left no checkpoint."""
+    if int(os.environ.get("RANK", "0")) == 0 and folder.exists() and not any(folder.glob("checkpoint-*")):
+        print(f"{folder}: no checkpoint yet; starts again at step 1, what it recorded is superseded", file=sys.stderr)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from rewards.errors import ConfigError
 from rewards.yaml_nodes import entries, is_null, plain, show, where
 from rlhf.config import RETIRED, STAGES
 from rlhf.config_tables import known_elsewhere
-from rlhf.launch import claim_output_dir
+from rlhf.launch import claim_output_dir, say_if_anew
 
 KEYS = ("pipeline", "output_dir", "seed", "defaults", "stages")
 OWNED = {"train": ("output_dir", "run_name"), "ledger": ("path", "pipeline_id")}
@@ -85,6 +85,8 @@ def run_pipeline(
 
     outcomes: dict[str, Any] = {}
     for planned, rows, done in zip(plan.stages, inputs, finished, strict=True):
+        if resume and not done:
+            say_if_anew(Path(planned.loaded.config.train.output_dir))
         outcomes[planned.name] = done or run_stage(
             planned.stage,
             WORKS[planned.stage],

@@ -2,6 +2,8 @@
 
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,18 @@ def test_a_ledger_without_a_run_verifies_and_has_nothing_to_report(
     assert main(["verify", str(tmp_path / "new")]) == 0
     assert "no run yet" in one_line(capsys, "report", tmp_path / "new", "--json")
     assert "no run yet" in one_line(capsys, "show", tmp_path / "new", "--session", 1)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_output_without_room_is_one_line(whole: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rewards.cli", "head", str(whole)], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == ["error: output: No space left on device; make room and try again"]
+
+
+def test_a_ledger_shows_itself_as_the_call_that_opens_it(whole: Path) -> None:
+    with Ledger.open(whole) as ledger:
+        assert repr(ledger) == f"Ledger.open({str(whole)!r})"

@@ -113,6 +113,18 @@ def test_resuming_where_there_is_nothing_is_refused(
     assert not (tmp_path / "run").exists() and not (tmp_path / "out").exists()
 
 
+def test_resuming_without_a_checkpoint_says_that_it_starts_again(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = [*TINY, f"dataset_name={data}", f"output_dir={tmp_path / 'run'}", "max_steps=1"]
+    assert main(["sft", *keys]) == 0
+    assert "step 1" not in capsys.readouterr().err
+    assert main(["sft", *keys, "--resume"]) == 0
+    assert f"{tmp_path / 'run'}: no checkpoint yet; starts again at step 1" in capsys.readouterr().err
+    ledger = Ledger.open(tmp_path / "run" / "ledger")
+    assert ledger.runs()[0]["attempts"] == 2 and ledger.runs()[0]["steps"] == 1
+
+
 def test_a_finished_stage_says_where_its_model_and_ledger_are(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
