@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rewards.compose import Component, Composer, classify, compliant
+from rewards.compose import Component, Composer, RewardFault, classify, compliant
 from rlhf.data.records import Record, plain
 from rlhf.data.tokenise import PromptSample
 from rlhf.models.generate import generate
@@ -107,7 +107,13 @@ def judge(
     completions = [a.completion for a in answers]
     columns = columns_of([a.record for a in answers])
     components = composer.score(prompts, completions, columns)
-    classes = [None] * len(answers) if classifier is None else classify(classifier, prompts, completions, columns)
+    classes: Sequence[str | None] = [None] * len(answers)
+    if classifier is not None:
+        try:
+            classes = classify(classifier, prompts, completions, columns)
+        except RewardFault as fault:
+            fault.components = components  # what was scored before the classifier failed is kept
+            raise
     return [
         Judged(a, parts, found, compliant(a.record.category, found, compliant_when))
         for a, parts, found in zip(answers, components, classes, strict=True)

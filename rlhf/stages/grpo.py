@@ -19,7 +19,8 @@ from rlhf.reference.divergence import kl_penalty, log_ratio_to_reference, reward
 from rlhf.reference.policy import FrozenCopy, Reference, quiet
 from rlhf.stages.constraint import open_reference, tokenizer_digest
 from rlhf.stages.offline import step_stats
-from rlhf.stages.rollout import Rollout, Sampler, pack, token_batch, unpack
+from rlhf.stages.rollout import Rollout, Sampler
+from rlhf.stages.rollout_batches import blank, pack, token_batch, trainable, unpack
 from rlhf.stages.sampled import SampledEvaluation
 from rlhf.stages.work import Run
 from rlhf.train.loop import StepStats, Sum
@@ -126,32 +127,14 @@ class GRPO:
             # A session without a reward has no advantage and takes no part.
             keep = [k for k, place in enumerate(places) if not torch.isnan(advantage[place])]
             if keep:
-                taken = self.config.train.num_iterations > 1
-                self.current.append(
-                    RolloutBatch(
-                        tokens=TokenBatch(
-                            batch.ids_BT[keep],
-                            batch.attention_BT[keep],
-                            batch.mask_BT[keep],
-                            tuple(batch.rows[k] for k in keep),
-                        ),
-                        advantages_B=advantage[[places[k] for k in keep]],
-                        ref_logps_BT=None if ref is None else ref[keep],
-                        old_logps_BT=old[keep] if taken and old is not None else None,
-                        index=tuple(chunk[k] for k in keep),
-                    )
-                )
+                advantages_B = advantage[[places[k] for k in keep]]
+                taken = old if self.config.train.num_iterations > 1 else None
+                index = tuple(chunk[k] for k in keep)
+                self.current.append(trainable(batch, keep, advantages_B, ref, taken, index))
         if not self.current and self.run.accelerator.num_processes > 1:
             # No session of this rank has a reward, but the others wait for its gradient: a row of which nothing counts.
-            blank = tokens[0].select(0, 1)
-            self.current.append(
-                RolloutBatch(
-                    tokens=TokenBatch(blank.ids_BT, blank.attention_BT, torch.zeros_like(blank.mask_BT)),
-                    advantages_B=torch.zeros(1, dtype=advantage.dtype),
-                    ref_logps_BT=None if references[0] is None else references[0][:1],
-                    old_logps_BT=olds[0][:1] if self.config.train.num_iterations > 1 and olds[0] is not None else None,
-                )
-            )
+            taken = olds[0] if self.config.train.num_iterations > 1 else None
+            self.current.append(blank(tokens[0], references[0], taken))
 
     def _no_grad_logps(self, tokens: TokenBatch) -> Tensor:
         with quiet(self.module):

@@ -30,6 +30,8 @@ class Pairs(Offline[tokenise.PairSample]):
             held_out, report = tokenise.prepare_pairs(run.inputs.held_out, run.tokenizer, **options)
             run.say(f"held out: {line}" for line in report.lines())
         super().__init__(run, samples, held_out)
+        for sample in (*self.samples, *self.held_out):
+            self.margin(sample.record)  # a row without one is told now, not at the step that takes it
 
     def margin(self, record: Record) -> float:
         """The explicit offset m of a pair.

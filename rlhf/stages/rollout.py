@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
 from rewards.compose import Component, Composer, RewardFault
@@ -16,9 +15,7 @@ from rewards.errors import ConfigError
 from rewards.functions import resolve
 from rewards.pivots import Pivot, measure_pivots
 from rewards.signal import RewardSignal, Session, StepSignal
-from rlhf.batch import RolloutBatch, TokenBatch
 from rlhf.config import GRPOConfig
-from rlhf.data import collate
 from rlhf.data.mixture import Mixture
 from rlhf.data.tokenise import PromptSample
 from rlhf.evaluation.answers import Answer, Judged, answer, judge, prompt_text, sample_seed
@@ -33,7 +30,8 @@ from rlhf.train.record import SharedStop
 class Rollout:
     """The sessions of a step: this rank's answers with their place in the gathered list, and what they became.
 
-    Shapes: signal and lengths (response tokens) have one entry a session of all ranks.
+    Shapes: signal and lengths (response tokens) have one entry a session of all ranks; clipped counts the raw values
+    that a component's explicit clip changed.
     """
 
     step: int
@@ -41,6 +39,7 @@ class Rollout:
     index: list[int]
     signal: StepSignal
     lengths: list[int]
+    clipped: dict[str, int]
     columns: list[dict[str, Any]] = field(default_factory=list)
 
     def figures(self) -> dict[str, Any]:
@@ -54,6 +53,7 @@ class Rollout:
             "completions/mean_length": math.fsum(self.lengths) / len(self.lengths),
             "leverage": self.signal.leverage,
             "sessions": len(rows),
+            **{f"clipped/{name}": count for name, count in self.clipped.items()},
         }
 
 
@@ -151,7 +151,15 @@ class Sampler:
         columns = [
             {**session_columns(self.run, a, step), **signal.rows[i]} for a, i in zip(answers, index, strict=True)
         ]
-        return Rollout(step, answers, index, signal, lengths, columns)
+        return Rollout(step, answers, index, signal, lengths, self._clipped(everything), columns)
+
+    def _clipped(self, sessions: list[Session]) -> dict[str, int]:
+        return {
+            part.name: sum(raw is not None and not part.clip[0] <= raw <= part.clip[1] for raw in raws)
+            for i, part in enumerate(self.composer.scorers)
+            if part.clip is not None
+            for raws in [[s.components[i].raw for s in sessions]]
+        }
 
     def _judge(self, answers: list[Answer], groups: list[str]) -> list[Judged]:
         """Verdicts on this rank's answers; where a reward function fails on one rank, all of them stop."""
@@ -252,38 +260,3 @@ def pivot_row(run: Run, judged: Judged) -> dict[str, Any]:
         "compliant": judged.compliant,
         "components": stored(judged.components),
     }
-
-
-def token_batch(run: Run, answers: list[Answer], drop_truncated: bool) -> TokenBatch:
-    """Prompts and answers as one batch; the tokens of a truncated answer do not count with `drop_truncated`."""
-    tokens = collate.completions(
-        [a.sample.prompt_ids for a in answers],  # type: ignore[misc]
-        [a.ids for a in answers],
-        run.tokenizer.pad_token_id,
-        [a.record.row_id for a in answers],
-    )
-    if drop_truncated:
-        keep_B = torch.tensor([a.finished for a in answers])
-        return TokenBatch(tokens.ids_BT, tokens.attention_BT, tokens.mask_BT & keep_B.unsqueeze(1), tokens.rows)
-    return tokens
-
-
-def pack(batch: RolloutBatch) -> dict[str, Any]:
-    """A batch as plain values and tensors, for a checkpoint."""
-    tokens = batch.tokens
-    return {
-        "ids": tokens.ids_BT,
-        "attention": tokens.attention_BT,
-        "mask": tokens.mask_BT,
-        "rows": list(tokens.rows),
-        "advantages": batch.advantages_B,
-        "reference": batch.ref_logps_BT,
-        "old": batch.old_logps_BT,
-        "index": list(batch.index),
-    }
-
-
-def unpack(state: dict[str, Any]) -> RolloutBatch:
-    """The batch that `pack` described."""
-    tokens = TokenBatch(state["ids"], state["attention"], state["mask"], tuple(state["rows"]))
-    return RolloutBatch(tokens, state["advantages"], state["reference"], state["old"], tuple(state["index"]))

@@ -101,7 +101,9 @@ def run_stage(
             raise
     finally:
         recorder.close()
-        accelerator.end_training()
+        # Not `end_training`: it also ends the process group, which the next stage of a pipeline needs.
+        for tracker in accelerator.trackers:
+            tracker.finish()
 
 
 def _announce(run: Run, found: Path | None) -> None:

@@ -153,6 +153,20 @@ def test_a_differential_on_the_advantage_multiplies_it_and_leaves_the_reward(tmp
         assert row["advantage"] == pytest.approx(gain * row["advantage_unadjusted"], abs=1e-6)
 
 
+def test_what_an_explicit_clip_changes_is_counted(tmp_path: Path) -> None:
+    functions = "reward.reward_funcs=[{name: brevity, fn: length, clip: [6, 10]}, {name: free, fn: length}]"
+    assert run("grpo", tmp_path / "run", functions, steps=2) == 0
+    rows = train_rows(tmp_path / "run")
+    clipped = dict.fromkeys((1, 2), 0)
+    for row in rows:
+        brevity = row["components"][0]
+        assert brevity["value"] == min(max(brevity["raw"], 6), 10)
+        clipped[row["step"]] += brevity["value"] != brevity["raw"]
+    assert sum(clipped.values()) > 0
+    for event in live_events(tmp_path / "run", "grpo", "step_stats"):
+        assert event["clipped/brevity"] == clipped[event["step"]] and "clipped/free" not in event
+
+
 def test_a_category_that_no_prompt_has_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rule = "reward.differentials=[{category: arithmetics, component: task, differential: 0.5}]"
     assert run("grpo", tmp_path / "run", rule, steps=1) == 2
