@@ -121,10 +121,20 @@ def start(stage: str, loaded: Loaded[Any], *, resume: bool, progress: str) -> di
     from rlhf.stages.inputs import read_inputs
 
     inputs = read_inputs(stage, loaded.config)
+    share_cores()
     from rlhf.stages.registry import WORKS
     from rlhf.stages.run import run_stage
 
     return run_stage(stage, WORKS[stage], loaded, inputs, resume=resume, progress=progress)  # type: ignore[arg-type]
+
+
+def share_cores() -> None:
+    """Keeps idle threads from spinning: beside another busy process, small models otherwise train at half the speed.
+
+    Takes effect before torch is loaded, and only where the environment does not say otherwise.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def claim_output_dir(folder: Path, *, resume: bool, overwrite: bool) -> Path | None:

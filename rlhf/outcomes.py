@@ -18,7 +18,7 @@ def outcome_table(ledger: Ledger, runs: Sequence[str]) -> str:
         for event in ledger.events(run, kind="evaluation"):
             payload = event["payload"]
             name = run.rsplit("/", 1)[-1]
-            if payload["suite"] == "heldout_answers":
+            if payload["suite"] == "heldout_answers" and payload["when"] != "step":
                 columns.append((f"{payload['when']} {name}", payload["metrics"]))
             elif payload["suite"] == "heldout_pairs":
                 pairs = [line for line in pairs if not line.startswith(f"{name}:")]

@@ -18,7 +18,7 @@ class ModelSection(Section):
         description="Folder or hub id of a causal LM; `tiny` is the built-in one, randomly initialised. TRL: none",
     )
     model_revision: str | None = Field(None, description="Hub revision; null: the newest. TRL: main")
-    dtype: Literal["float32", "bfloat16", "float16", "float64"] = Field(
+    dtype: Literal["float32", "bfloat16", "float64"] = Field(
         "float32", description="Precision of the weights; `train.bf16` chooses the precision of compute"
     )
     attn_implementation: str | None = Field(None, description="transformers' attention implementation")
@@ -26,7 +26,9 @@ class ModelSection(Section):
     use_peft: bool = Field(False, description="Train a LoRA adapter (needs the extra `peft`)")
     lora_r: int = Field(16, gt=0, description="Rank of the adapter")
     lora_alpha: float = Field(32.0, gt=0, description="The adapter's output is scaled by lora_alpha / lora_r")
-    lora_dropout: float = Field(0.05, ge=0, lt=1, description="Dropout before the adapter")
+    lora_dropout: float = Field(
+        0.05, ge=0, lt=1, description="Dropout before the adapter; DPO and GRPO switch all dropout off"
+    )
     lora_target_modules: list[str] | str | None = Field(None, description="null: peft's default for the model")
     chat_template_path: str | None = Field(None, description="Jinja file that replaces the tokenizer's chat template")
     tiny_hidden_size: int = Field(128, gt=0, description="Built-in model only: width")
@@ -150,7 +152,9 @@ class EvaluationSection(Section):
     def cautions(self) -> Iterator[Problem]:
         """Nothing is sampled without prompts."""
         if self.prompts is None:
-            for key in self.changed(*(name for name in type(self).model_fields if name != "prompts")):
+            # A reward model's offset samples with these two even without prompts of its own.
+            sampling = {"prompts", "eval_temperature", "eval_max_completion_length"}
+            for key in self.changed(*(name for name in type(self).model_fields if name not in sampling)):
                 yield key, "has no effect: prompts is null, so nothing is sampled"
 
 

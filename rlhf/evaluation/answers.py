@@ -89,7 +89,8 @@ def answer(
 
 def columns_of(records: Sequence[Record]) -> dict[str, list[Any]]:
     """The records' columns as reward functions receive them: one list a column, null where a record lacks it."""
-    names = sorted({name for record in records for name in record.columns} - {"prompt", "prompts", "completions"})
+    given = {"prompt", "prompts", "completions", "completion_ids"}
+    names = sorted({name for record in records for name in record.columns} - given)
     return {name: [record.columns.get(name) for record in records] for name in names}
 
 
@@ -105,7 +106,7 @@ def judge(
     """
     prompts = [a.record.prompt for a in answers]
     completions = [a.completion for a in answers]
-    columns = columns_of([a.record for a in answers])
+    columns = {**columns_of([a.record for a in answers]), "completion_ids": [a.ids for a in answers]}
     components = composer.score(prompts, completions, columns)
     classes: Sequence[str | None] = [None] * len(answers)
     if classifier is not None:

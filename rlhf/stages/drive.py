@@ -52,7 +52,7 @@ def drive(run: Run, work: StageWork, engine: Engine, stopping: EarlyStopping, st
             outcome = work.finish(last)
     except LedgerError:
         raise
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
         work.abandon()
         error.step = work.step_now  # type: ignore[attr-defined]
         raise

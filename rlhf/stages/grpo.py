@@ -11,7 +11,7 @@ from torch import Tensor
 from rewards.errors import ConfigError
 from rlhf.batch import RolloutBatch, TokenBatch, to_device
 from rlhf.config import GRPOConfig
-from rlhf.config.kl import KLSettings, refuse, resolve
+from rlhf.config.kl import KLSettings, resolve
 from rlhf.data import tokenise
 from rlhf.objectives.policy_gradient import OBJECTIVES, denominator, token_weights
 from rlhf.ops.masked import sequence_mean, sequence_sum
@@ -50,9 +50,6 @@ class GRPO:
         kl = config.reference.kl
         self.kl: KLSettings = resolve(kl.preset, estimator=kl.estimator, place=kl.place, level=kl.level, ratio=kl.ratio)
         if self.beta > 0:
-            run.say(
-                refuse(self.kl, scale_rewards=config.train.scale_rewards, num_iterations=config.train.num_iterations)
-            )
             run.say([f"beta = {self.beta:g} {self.kl.beta_unit}"])
         self.reference: Reference | None = None
         if self.beta > 0 or config.reference.source not in (None, "none"):

@@ -96,7 +96,7 @@ def run_stage(
             return drive(run, work, *start_from)
         except LedgerError:
             raise  # what cannot be recorded cannot be recorded either
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             recorder.stopped(error)
             raise
     finally:
