@@ -61,7 +61,7 @@ class TriggerRule(Section):
     k: int = Field(7, ge=1, description="Sessions with the phrase that are needed")
     n: int = Field(20, ge=1, description="Sessions of the category that are looked at, the newest ones")
     armed_below: float = Field(0.05, gt=0, le=1, description="Armed while the rate in the window is below this")
-    armed_window: int = Field(200, ge=1, description="The window: so many sessions of the category before the last n")
+    armed_window: int = Field(200, ge=1, description="Sessions of the run, of all categories, before the last n")
     widen: float = Field(0.15, gt=0, description="d' = (1 + d)(1 + widen) - 1")
     cooldown_sessions: int = Field(
         400, ge=0, description="Sessions of the category after a recalibration in which none is applied"
