@@ -153,8 +153,8 @@ class Schedule:
             d, p = self._acting(category, part.name)
             if a is not None and p is not None and part.value is not None:
                 a += d * part.weight * (part.value - p)
-            shares.append(Share(100 * d, p))
-        return Adjusted(a, 100 * whole, pivot, tuple(shares))
+            shares.append(Share(_percent(d), p))
+        return Adjusted(a, _percent(whole), pivot, tuple(shares))
 
     def with_change(self, category: str, component: str | None, op: Op, amount: float) -> Change:
         """A new version with one differential changed: `add` d + x, `widen` (1 + d)(1 + x) - 1, `set` x.
@@ -171,10 +171,12 @@ class Schedule:
             new = amount
         else:
             raise ConfigError(f"recalibration of {describe(key)}: op `{op}` is none of add, widen, set")
+        # 1.15 - 1 is 0.1499...: people asked for 15 %, and no reward is measured to twelve digits.
+        new = round(new, 12)
         changed = replace(self, entries={**self.entries, key: new}, version=self.version + 1)
         if self.place == "reward" and new != 0:
             self._pivot(key)
-        return Change(changed, 100 * old, 100 * new)
+        return Change(changed, _percent(old), _percent(new))
 
     def with_pivots(self, pivots: Iterable[Pivot]) -> "Schedule":
         """A new version with measured pivots set."""
@@ -217,3 +219,7 @@ class Schedule:
         if key not in self.pivots:
             raise ConfigError(f"the differential of {describe(key)} needs a pivot and none is set: measure or give it")
         return self.pivots[key]
+
+
+def _percent(d: float) -> float:
+    return round(100 * d, 10)
