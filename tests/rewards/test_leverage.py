@@ -1,7 +1,5 @@
 """Leverage against hand arithmetic and a loop over groups."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -179,20 +177,3 @@ def test_the_bootstrap_interval_of_gamma_covers_the_truth():
         got = gamma_interval(x, a, np.repeat(np.arange(30), 8).tolist(), rng)
         covered += got.low <= 0.7 <= got.high
     assert 0.88 <= covered / 200 <= 0.99
-
-
-def test_a_step_of_64_sessions_costs_little():
-    rng = np.random.default_rng(0)
-    batch = []
-    for group in range(8):
-        a = rng.normal(size=8).tolist()
-        batch += rows("abcdef"[group % 6], group, (rng.random(8) < 0.5).tolist(), a, a)
-    leverages(batch, generator())
-    best = min(_timed(lambda: leverages(batch, generator())) for _ in range(20))
-    assert best < 0.003
-
-
-def _timed(call):
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

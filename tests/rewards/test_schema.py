@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -144,14 +143,8 @@ def test_import_rewards_is_light_and_names_are_loaded_when_used() -> None:
         "import sys, rewards; light = 'pyarrow' not in sys.modules; from rewards import Ledger, LedgerError; "
         "print(light, sorted(set(sys.modules) & {'torch', 'transformers', 'datasets'}), Ledger.__name__)"
     )
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "pass"], check=True, cwd=ROOT)
-    bare = time.perf_counter() - start
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert out.stdout.strip() == "True [] Ledger"
-    start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import rewards"], check=True, cwd=ROOT)
-    assert time.perf_counter() - start - bare < 0.3
 
 
 def test_rewards_has_no_other_attributes() -> None:
