@@ -65,9 +65,8 @@ def run_stage(
     config: StageConfig = loaded.config
     output_dir = Path(config.train.output_dir)
     accelerator = open_accelerator(config, output_dir)
-    found = checkpoint.find_checkpoint(output_dir, config.train.resume_from_checkpoint) if resume else None
-    if config.train.resume_from_checkpoint is not None and found is None:
-        found = checkpoint.find_checkpoint(output_dir, config.train.resume_from_checkpoint)
+    named = config.train.resume_from_checkpoint
+    found = checkpoint.find_checkpoint(output_dir, named) if resume or named is not None else None
     start = checkpoint.load_state(found) if found is not None else None
     torch.manual_seed(config.train.seed + accelerator.process_index)
     if accelerator.is_main_process:

@@ -76,7 +76,7 @@ class Recorder:
         if self.accelerator.is_main_process:
             self.writer.event(kind, dict(payload), step=step)
 
-    def stopped(self, error: Exception) -> None:
+    def stopped(self, error: BaseException) -> None:
         """Records why the run ends here; on this rank's own account where the others do not know of it."""
         if not self.claimed or (isinstance(error, SharedStop) and not self.accelerator.is_main_process):
             return
