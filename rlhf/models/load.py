@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 import socket
 from collections.abc import Iterable
 from pathlib import Path
@@ -117,7 +118,9 @@ def _add_adapter(model: nn.Module, section: ModelSection, seed: int) -> nn.Modul
         lora_dropout=section.lora_dropout,
         target_modules=section.lora_target_modules,
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # peft asks transformers by a name that it has retired; nobody who runs this can do anything about it.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
         torch.manual_seed(seed)
         try:
             return peft.get_peft_model(model, config)
