@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import warnings
 import socket
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
