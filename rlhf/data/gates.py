@@ -96,8 +96,8 @@ class Gates:
 def check_records(records: Sequence[Record], gates: Gates) -> list[Record]:
     """Records that carry something to learn from; the rest is dropped with its reason.
 
-    Dropped: an empty completion or side, an empty prompt to answer, identical sides. Noted and kept: exact repetitions,
-    since a data set may repeat rows on purpose.
+    Dropped: an empty completion or side, a conversation without an assistant's turn, an empty prompt to answer,
+    identical sides. Noted and kept: exact repetitions, since a data set may repeat rows on purpose.
     """
     kept: list[Record] = []
     seen: set[bytes] = set()
@@ -123,7 +123,10 @@ def _fault(record: Record) -> str | None:
         return "chosen and rejected are identical" if record.chosen == record.rejected else None
     if record.kind == "prompt":
         return "empty prompt" if not plain(prompt_of(record)).strip() else None
-    return "empty completion" if _empty(record.completion) else None
+    text = record.completion
+    if record.kind == "demonstration" and isinstance(text, list) and all(m["role"] != "assistant" for m in text):
+        return "no assistant turn to learn from"
+    return "empty completion" if _empty(text) else None
 
 
 def _empty(text: Text | None) -> bool:

@@ -329,3 +329,13 @@ def test_rows_keep_their_order_over_chunks(monkeypatch):
 def test_ids_and_masks_are_small_arrays():
     tokens = one(demo("yes", "p: "))
     assert (tokens.ids.dtype, tokens.mask.dtype) == (np.int32, np.bool_)
+
+
+def test_a_conversation_without_an_assistants_turn_is_dropped_and_counted():
+    asked = [{"role": "user", "content": "Are you there?"}]
+    rows = [asked, [*asked, {"role": "assistant", "content": "Yes."}]]
+    records = [Record(str(i), "d", f"d:{i}", "demonstration", completion=turns) for i, turns in enumerate(rows)]
+    gates = Gates()
+    kept = check_records(records, gates)
+    assert [record.row_id for record in kept] == ["1"]
+    assert gates.report(len(kept)).counts == {"no assistant turn to learn from": 1}
