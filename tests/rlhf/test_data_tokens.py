@@ -235,7 +235,7 @@ def test_settings_that_do_not_fit_the_rows_are_refused_with_the_row():
         one(demo("words"), completion_only_loss=True)
     with pytest.raises(ConfigError, match="f:1: assistant_only_loss needs conversations"):
         one(demo("words", "p"), assistant_only_loss=True)
-    with pytest.raises(DataError, match="f:1: no turn of the assistant"):
+    with pytest.raises(DataError, match="no assistant turn to learn from"):
         one(demo([user("hi")]), assistant_only_loss=True)
 
 
