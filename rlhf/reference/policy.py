@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
@@ -53,15 +54,15 @@ class Reference(Protocol):
         """
 
 
-class Identified:
+class Identified(ABC):
     """The part of a source that checkpoints see."""
 
     source: str
 
     @property
+    @abstractmethod
     def identity(self) -> str:
         """Hash of what determines the reference's answers."""
-        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Source and identity; the weights are read again from where they came from."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -30,7 +31,7 @@ def prompt_id(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-class Offline(Generic[Sample]):
+class Offline(ABC, Generic[Sample]):
     """Training over a fixed list of samples; a stage adds collation, the step and what a session's row holds.
 
     Each step takes the next `global_batch` rows of the epoch's order; ranks and micro-batches cut that batch in its
@@ -71,9 +72,9 @@ class Offline(Generic[Sample]):
         """1 + d of the record's category."""
         return self.schedule.gain(record.category)
 
+    @abstractmethod
     def collate(self, samples: Sequence[Sample]) -> Any:
         """Samples to a batch."""
-        raise NotImplementedError
 
     def batches(self, step: int) -> list[Any]:
         """This rank's micro-batches of the step."""
@@ -164,9 +165,9 @@ class Offline(Generic[Sample]):
         """Held-out figures at the end."""
         return self.evaluate(step) if self.held_out else {}
 
+    @abstractmethod
     def evaluate(self, step: int) -> dict[str, float]:
         """Held-out metrics."""
-        raise NotImplementedError
 
 
 def step_stats(stats: StepStats) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -78,9 +79,9 @@ class Pairs(Offline[tokenise.PairSample]):
         right_N = (z_N > 0).double() + 0.5 * (z_N == 0).double()
         return {"eval_loss": tally(loss_N), "eval_accuracy": tally(right_N), "eval_margin": tally(z_N)}
 
+    @abstractmethod
     def measure(self, batch: PairBatch) -> dict[str, Tally]:
         """Held-out figures of a batch."""
-        raise NotImplementedError
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Held-out figures; the event carries the accuracy's interval and what the set could have told apart."""
