@@ -1,15 +1,12 @@
-"""Pivots of the differential schedule (the values around which gaps are widened), and what would cancel out."""
+"""Pivots of the differential schedule: the values around which gaps are widened."""
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from rewards.compose import Component, baseline
 from rewards.errors import ConfigError
 from rewards.scorers import Scorer
-
-if TYPE_CHECKING:
-    from rewards.config import RewardSection
 
 Key = tuple[str, str | None]
 """Category and component; without a component, the whole reward."""
@@ -88,26 +85,6 @@ def check_component(key: Key, scorers: Sequence[Scorer]) -> None:
             f"differential of {describe(key)}: its role is `{roles[component]}`, so it is no part of the reward and "
             f"the differential would change nothing"
         )
-
-
-def check_cancellation(section: "RewardSection", scale_rewards: Literal["group", "batch", "none"]) -> None:
-    """Refuses a differential that group standardisation divides out again.
-
-    Within a group a = p + (1 + d)(b - p) is an affine function of b with a positive slope, and (a - mean) / std is
-    then what it is for b. The only optimised component of a reward is the whole reward in this respect.
-    Raises: ConfigError naming the category and what can be done instead.
-    """
-    if section.place != "reward" or scale_rewards != "group":
-        return
-    alone = len(section.optimised()) == 1
-    for where, rule in section.scheduled():
-        key = (rule.category, rule.component)
-        if key[1] is None or alone:
-            why = "acts on the whole reward" if key[1] is None else "acts on the only optimised component"
-            raise ConfigError(
-                f"reward.{where}: {describe(key)}: it {why}, and `scale_rewards: group` divides it out again; use "
-                f"`reward.place: advantage`, or a component among several, or `scale_rewards: batch` or `none`"
-            )
 
 
 def _value(components: Sequence[Component], component: str | None) -> float | None:

@@ -123,6 +123,23 @@ class RewardSection(Section):
         found += [(f"triggers.{i}", rule) for i, rule in enumerate(self.triggers)]
         return found
 
+    def cancelled(self, scale_rewards: Literal["group", "batch", "none"]) -> Iterator[Problem]:
+        """Differentials that group standardisation divides out again, each with what can be done instead.
+
+        Within a group a = p + (1 + d)(b - p) is an affine function of b with a positive slope, and (a - mean) / std is
+        then what it is for b. The only optimised component of a reward is the whole reward in this respect.
+        """
+        if self.place != "reward" or scale_rewards != "group":
+            return
+        for key, rule in self.scheduled():
+            if rule.component is None or len(self.optimised()) == 1:
+                what = "the whole reward" if rule.component is None else "the only optimised component"
+                yield (
+                    key,
+                    f"a differential on {what} in `place: reward` cancels exactly under `scale_rewards: group`; "
+                    f"use a component among several, `place: advantage`, or `scale_rewards: none` or `batch`",
+                )
+
     def optimised(self) -> list[str | RewardFunction]:
         """The entries that are part of the reward."""
         return [entry for entry in self.reward_funcs if isinstance(entry, str) or entry.role == "optimised"]

@@ -157,15 +157,8 @@ class GRPOConfig(_Stage):
     def rules(self) -> Iterator[Problem]:
         """No differential that standardisation divides out again, and a KL penalty that is one."""
         yield from super().rules()
-        if self.reward.place == "reward" and self.train.scale_rewards == "group":
-            for key, rule in self.reward.scheduled():
-                if rule.component is None or len(self.reward.optimised()) == 1:
-                    what = "the whole reward" if rule.component is None else "the only optimised component"
-                    yield (
-                        f"reward.{key}",
-                        f"a differential on {what} in `place: reward` cancels exactly under `scale_rewards: group`; "
-                        f"use a component among several, `place: advantage`, or `scale_rewards: none` or `batch`",
-                    )
+        for key, message in self.reward.cancelled(self.train.scale_rewards):
+            yield f"reward.{key}", message
         if any(self.reference.kl.rules()):
             return
         try:
