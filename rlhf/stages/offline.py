@@ -14,6 +14,7 @@ from rewards.differential import Schedule
 from rewards.errors import ConfigError
 from rewards.trajectory import TrajectoryIndex
 from rlhf.batch import to_device
+from rlhf.data.gates import GateReport
 from rlhf.data.mixture import EpochOrder
 from rlhf.data.records import Record, plain, prompt_of
 from rlhf.models.policy import Policy
@@ -40,9 +41,14 @@ class Offline(ABC, Generic[Sample]):
 
     module: Policy
 
-    def __init__(self, run: Run, samples: Sequence[Sample], held_out: Sequence[Sample]) -> None:
+    def __init__(self, run: Run, make: Callable[..., tuple[list[Sample], GateReport]], **options: Any) -> None:
         self.run = run
-        self.samples, self.held_out = list(samples), list(held_out)
+        self.samples, report = make(run.inputs.train, run.tokenizer, **options)
+        run.say(report.lines())
+        self.held_out: list[Sample] = []
+        if run.inputs.held_out:
+            self.held_out, report = make(run.inputs.held_out, run.tokenizer, **options)
+            run.say(f"held out: {line}" for line in report.lines())
         self.records: dict[str, Record] = {r.row_id: r for r in (*run.inputs.train, *run.inputs.held_out)}
         self.schedule = Schedule.from_gains(run.config.reward)
         self.trajectory = TrajectoryIndex()

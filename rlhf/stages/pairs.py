@@ -23,14 +23,7 @@ class Pairs(Offline[tokenise.PairSample]):
     """Training over pairs."""
 
     def __init__(self, run: Run) -> None:
-        options: dict[str, Any] = {"max_length": run.config.train.max_length}
-        samples, report = tokenise.prepare_pairs(run.inputs.train, run.tokenizer, **options)
-        run.say(report.lines())
-        held_out = []
-        if run.inputs.held_out:
-            held_out, report = tokenise.prepare_pairs(run.inputs.held_out, run.tokenizer, **options)
-            run.say(f"held out: {line}" for line in report.lines())
-        super().__init__(run, samples, held_out)
+        super().__init__(run, tokenise.prepare_pairs, max_length=run.config.train.max_length)
         for sample in (*self.samples, *self.held_out):
             self.margin(sample.record)  # a row without one is told now, not at the step that takes it
 

@@ -28,18 +28,13 @@ class SFT(Offline[tokenise.Sample]):
 
     def __init__(self, run: Run) -> None:
         config: SFTConfig = run.config  # type: ignore[assignment]
-        options: dict[str, Any] = {
-            "max_length": config.train.max_length,
-            "completion_only_loss": config.train.completion_only_loss,
-            "assistant_only_loss": config.train.assistant_only_loss,
-        }
-        samples, report = tokenise.prepare_demonstrations(run.inputs.train, run.tokenizer, **options)
-        run.say(report.lines())
-        held_out = []
-        if run.inputs.held_out:
-            held_out, report = tokenise.prepare_demonstrations(run.inputs.held_out, run.tokenizer, **options)
-            run.say(f"held out: {line}" for line in report.lines())
-        super().__init__(run, samples, held_out)
+        super().__init__(
+            run,
+            tokenise.prepare_demonstrations,
+            max_length=config.train.max_length,
+            completion_only_loss=config.train.completion_only_loss,
+            assistant_only_loss=config.train.assistant_only_loss,
+        )
         self.module = run.policy
         self.coefficient = config.reference.kl_coefficient
         self.reference: Reference | None = None

@@ -62,6 +62,7 @@ def crash_and_resume(path: Path, times: int, pace: float, seed: int) -> None:
 
 def test_a_killed_writer_loses_no_acknowledged_row(tmp_path: Path) -> None:
     crash_and_resume(tmp_path / "ledger", times=3, pace=0.0, seed=0)
+    assert Ledger.open(tmp_path / "ledger").runs()[0]["attempts"] == 3
 
 
 @pytest.mark.slow
