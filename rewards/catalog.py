@@ -18,6 +18,7 @@ from rewards.sqlite import APPLICATION_ID, connect_writable, snapshot, sync_fold
 
 DATABASE = "ledger.db"
 TAILS = "tails"
+MAX_WRITERS = 10_000  # an attempt
 
 
 def _parts(*keys: str) -> str:
@@ -45,6 +46,11 @@ class Chain:
     attempt: Attempt
     identity: TailIdentity
     path: Path
+
+    @property
+    def number(self) -> int:
+        """Unique in the ledger: what sealed rows name their chain by."""
+        return self.attempt.id * MAX_WRITERS + self.identity.writer
 
 
 def create(root: Path) -> None:

@@ -1,25 +1,27 @@
 """The hash chain: what is hashed, byte by byte, so that another program can recompute it.
 
-A commit is a batch of rows of one step of one writer: h_n = SHA-256(h_(n-1) | preamble | columns). Values are hashed,
-never file bytes, so moving rows to another file format changes nothing. Every variable-length part is preceded by its
-length as 8 little-endian bytes, so no two batches have the same encoding.
+A commit is a batch of rows of one writer: h_n = SHA-256(h_(n-1) | preamble | columns). Values are hashed, never file
+bytes, so moving rows to another file format changes nothing. Every variable-length part is preceded by its length as
+8 little-endian bytes, so no two batches have the same encoding.
 
 What a chain cannot show without a head kept elsewhere: that a whole chain was rewritten from some commit on with
 all its later hashes, or that the end of the chain was cut after the last checkpoint.
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from rewards.canonical import canonical, sources_of
 
 _COMMIT = b"reward ledger commit 1"
 _EVENT = b"reward ledger event 1"
 _GENESIS = b"reward ledger genesis 1"
 _TEXT = b"reward ledger text 1"
+
+SALT_BYTES = 16
 
 EVENTS_CHAIN = "events"
 EVENTS_GENESIS = hashlib.sha256(_GENESIS + b"events").hexdigest()
@@ -45,6 +47,17 @@ def text_hash(salt: bytes, column: str, text: str) -> bytes:
     return hashlib.sha256(_TEXT + _frames(salt, column) + text.encode()).digest()
 
 
+def text_hashes(column: str, salts: Sequence[bytes | None], texts: Sequence[bytes | None]) -> list[bytes | None]:
+    """`text_hash` of many texts of one column, given as UTF-8; null for null. Salts have SALT_BYTES bytes."""
+    sha256 = hashlib.sha256
+    before = _TEXT + b"s" + SALT_BYTES.to_bytes(8, "little")
+    after = _frames(column)
+    return [
+        None if text is None or salt is None else sha256(before + salt + after + text).digest()
+        for salt, text in zip(salts, texts, strict=True)
+    ]
+
+
 def event_hash(previous: str, fields: Iterable[Any]) -> str:
     """The next head of the chain of events; fields are text, whole numbers or None."""
     return hashlib.sha256(_EVENT + bytes.fromhex(previous) + _frames(*fields)).hexdigest()
@@ -58,59 +71,20 @@ def commit_hash(
     identity: run, attempt, writer. columns: every stored column of the batch, hashes of texts included, `seq` left
     out: rows are numbered first_seq, first_seq + 1, ...
     """
-    preamble = _COMMIT + bytes.fromhex(previous) + _frames(*identity, first_seq, count)
-    return hashlib.sha256(preamble + canonical(columns)).hexdigest()
+    return ChainHasher(identity, columns).commit(previous, first_seq, 0, count)
 
 
-def canonical(columns: Mapping[str, pa.Array]) -> bytes:
-    """The bytes of a batch: columns by name, each with its validity and its normalised values.
+class ChainHasher:
+    """Heads of consecutive commits of one writer over columns that hold the rows of many."""
 
-    Columns without any value are left out. Numbers are little-endian, every NaN is the same one, -0.0 is 0.0; where
-    a value is null its bytes are zero.
-    """
-    parts: list[bytes] = []
-    for name in sorted(columns):
-        array = columns[name]
-        if array.null_count < len(array):
-            parts += (_frame(name.encode()), _frame(_column(array)))
-    return b"".join(parts)
+    def __init__(self, identity: tuple[str, int, int], columns: Mapping[str, pa.Array]) -> None:
+        self._identity = _frames(*identity)
+        self._sources = sources_of(columns)
 
-
-def _column(array: pa.Array) -> bytes:
-    kind = array.type
-    validity = b"\1" if array.null_count == 0 else b"\0" + np.packbits(_numpy(array.is_valid())).tobytes()
-    if pa.types.is_list(kind):
-        lengths = _numpy(pc.fill_null(pc.list_value_length(array), 0)).astype("<u4")
-        flat = array.flatten()
-        names = [kind.value_type.field(i).name for i in range(kind.value_type.num_fields)]
-        return b"l" + validity + _frame(lengths.tobytes()) + canonical(dict(zip(names, flat.flatten(), strict=True)))
-    if pa.types.is_string(kind) or pa.types.is_binary(kind):
-        return b"s" + validity + _strings(array)
-    if pa.types.is_timestamp(kind):
-        array = array.cast(pa.int64())
-    values = _numpy(array if array.null_count == 0 else pc.fill_null(array, False if pa.types.is_boolean(kind) else 0))
-    if values.dtype.kind == "f":
-        values = values + values.dtype.type(0)  # -0.0 + 0.0 is 0.0
-        values[np.isnan(values)] = np.nan
-        little: bytes = values.astype(f"<f{values.dtype.itemsize}", copy=False).tobytes()
-        return b"f" + validity + little
-    if values.dtype.kind == "b":
-        return b"b" + validity + np.packbits(values).tobytes()
-    return b"i" + validity + values.astype("<i8").tobytes()
-
-
-def _strings(array: pa.Array) -> bytes:
-    if array.null_count:
-        array = pc.fill_null(array, "" if pa.types.is_string(array.type) else b"")
-    _, offsets, data = array.buffers()
-    bounds = np.frombuffer(offsets, dtype="<i4", count=len(array) + 1, offset=4 * array.offset)
-    body: bytes = b"" if data is None else data[int(bounds[0]) : int(bounds[-1])].to_pybytes()
-    return np.diff(bounds).astype("<u4").tobytes() + body
-
-
-def _numpy(array: pa.Array) -> np.ndarray[Any, np.dtype[Any]]:
-    values: np.ndarray[Any, np.dtype[Any]] = array.to_numpy(zero_copy_only=False)
-    return values
+    def commit(self, previous: str, first_seq: int, start: int, stop: int) -> str:
+        """The head after the commit whose rows are `start` to `stop` of the columns."""
+        preamble = (_COMMIT, bytes.fromhex(previous), self._identity, _frames(first_seq, stop - start))
+        return hashlib.sha256(b"".join((*preamble, *canonical(self._sources, start, stop)))).hexdigest()
 
 
 def _frame(data: bytes) -> bytes:

@@ -94,6 +94,10 @@ class Committer:
         if self._closing:
             raise LedgerError(f"{self._name}: the writer is closed; open another one")
 
+    def is_ours(self) -> bool:
+        """Whether this is the process that made the committer."""
+        return os.getpid() == self._pid
+
     def check_process(self) -> None:
         """Raises LedgerError in a process that was forked from the writer's: the writing thread is not in it."""
         if os.getpid() != self._pid:

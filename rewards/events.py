@@ -31,12 +31,12 @@ class Draft:
     """An event before it has a number.
 
     step: as the caller gave it. at_step: the same, or the last step the writer had seen: what decides whether the
-    event is live. payload: JSON.
+    event is live. payload: JSON. attempt, writer: null for a note of somebody who is no writer.
     """
 
     run_id: str
-    attempt: int
-    writer: int
+    attempt: int | None
+    writer: int | None
     step: int | None
     at_step: int
     kind: str

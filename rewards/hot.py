@@ -1,28 +1,28 @@
-"""The hot tail: one SQLite file per writer process, with its session rows, their blocks and their texts.
+"""The hot tail: one SQLite file per writer process, with the rows that are not sealed yet and, for good, its blocks.
 
-A block is one appended batch: its step, first row, number of rows, number of train sessions and the head of the chain
-after it. It is written in the transaction of its rows, in the same file.
+A block is one commit: its step, first row, number of rows, number of train sessions and the head of the chain after
+it. Its rows are one Arrow batch, a second one holds its texts; all are written in one transaction of one file.
 """
 
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
-from rewards.chain import commit_hash, text_hash
+from rewards import hot_v1
+from rewards.chain import SALT_BYTES, ChainHasher, text_hashes
 from rewards.errors import LedgerError
-from rewards.rows import Batch, from_sql, to_sql
-from rewards.schema import FILE_COLUMNS, SCHEMA_VERSION, STORED, TEXT_COLUMNS, TEXT_HASHES
+from rewards.rows import Batch
+from rewards.schema import SCHEMA_VERSION, TEXT_COLUMNS
 from rewards.sqlite import APPLICATION_ID, close_settled, connect_writable, snapshot, sync_folder, transaction
 
-_SALT_BYTES = 16
-_CHUNK = 20_000
+_PAGE = 16_384  # a commit is one large value or two: larger pages hold it in fewer pieces
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,10 @@ class TailIdentity:
 
 @dataclass(frozen=True)
 class Block:
-    """One appended batch. Units: time in microseconds since 1970; sessions are the rows with split = train."""
+    """One commit. Units: time in microseconds since 1970; sessions are the rows with split = train.
+
+    step: of its rows; the highest, where an import put several steps into one commit.
+    """
 
     first_seq: int
     count: int
@@ -58,35 +61,30 @@ class Block:
         return self.first_seq + self.count - 1
 
 
-def _affinity(kind: pa.DataType) -> str:
-    if pa.types.is_floating(kind):
-        return "REAL"
-    whole = pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_timestamp(kind)
-    return "INTEGER" if whole else "TEXT"
+@dataclass(frozen=True)
+class HotRows:
+    """The stored rows of one block. rows: stored columns with hashes of texts, without seq; texts: with their salts."""
+
+    first_seq: int
+    rows: pa.RecordBatch
+    texts: pa.RecordBatch | None
 
 
-def _ddl() -> list[str]:
-    texts = ", ".join(f"{name} TEXT" for name in TEXT_COLUMNS)
-    columns = ["seq INTEGER PRIMARY KEY"]
-    for column in STORED:
-        if column.name != "seq":
-            columns.append(f"{column.name} {_affinity(column.type)}{' NOT NULL' if column.required else ''}")
-    columns += [f"{name} BLOB" for name in TEXT_HASHES]
-    return [
-        f"CREATE TABLE sessions ({', '.join(columns)})",
-        "CREATE TABLE blocks (first_seq INTEGER PRIMARY KEY, count INTEGER NOT NULL, sessions INTEGER NOT NULL, "
-        "step INTEGER NOT NULL, time INTEGER NOT NULL, head TEXT NOT NULL)",
-        f"CREATE TABLE texts (seq INTEGER PRIMARY KEY, salt BLOB NOT NULL, {texts})",
-        "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
-    ]
+_DDL = (
+    "CREATE TABLE blocks (first_seq INTEGER PRIMARY KEY, count INTEGER NOT NULL, sessions INTEGER NOT NULL, "
+    "step INTEGER NOT NULL, time INTEGER NOT NULL, head TEXT NOT NULL)",
+    "CREATE TABLE layouts (id INTEGER PRIMARY KEY, arrow_schema BLOB NOT NULL UNIQUE)",
+    "CREATE TABLE batches (first_seq INTEGER PRIMARY KEY, layout INTEGER NOT NULL, rows BLOB NOT NULL, "
+    "text_layout INTEGER, texts BLOB)",
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
+)
 
 
 def _check_leftover(path: Path) -> None:
     if not path.exists() or not path.stat().st_size:
         return
     with snapshot(path) as tail:
-        tables = {name for (name,) in tail.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-        if "sessions" in tables and tail.execute("SELECT 1 FROM sessions LIMIT 1").fetchone():
+        if holds_rows(tail):
             raise LedgerError(
                 f"{path}: holds rows of a writer that ledger.db does not know; was ledger.db replaced by an older "
                 "copy? restore it, or move the file away"
@@ -105,15 +103,16 @@ class TailWriter:
         self.identity = identity
         self.head = identity.genesis
         self.next_seq = identity.first_seq
+        self._layouts: dict[pa.Schema, int] = {}
         _check_leftover(path)
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
-        self._connection = connect_writable(path)
+        self._connection = connect_writable(path, page_size=_PAGE)
         meta = {key: json.dumps(value) for key, value in asdict(identity).items()}
         with transaction(self._connection, path):
             self._connection.execute(f"PRAGMA application_id={APPLICATION_ID}")
             self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            for statement in _ddl():
+            for statement in _DDL:
                 self._connection.execute(statement)
             self._connection.executemany("INSERT INTO meta VALUES (?, ?)", sorted(meta.items()))
         sync_folder(path.parent)
@@ -121,53 +120,79 @@ class TailWriter:
     def commit(self, batches: Sequence[Batch]) -> None:
         """Writes batches, each a block of its own, in one transaction. Durable on return."""
         head, seq = self.head, self.next_seq
+        new: dict[pa.Schema, int] = {}
         with transaction(self._connection, self.path):
             for batch in batches:
-                head = self._write(batch, head, seq)
+                head = self._write(batch, head, seq, new)
                 seq += batch.count
+        self._layouts |= new
         self.head, self.next_seq = head, seq
 
-    def _write(self, batch: Batch, head: str, first_seq: int) -> str:
-        numbers = range(first_seq, first_seq + batch.count)
+    def _write(self, batch: Batch, head: str, first_seq: int, new: dict[pa.Schema, int]) -> str:
         columns = dict(batch.columns)
+        text_layout, texts = None, None
         if batch.texts:
-            columns.update(self._write_texts(batch, numbers))
-        head = commit_hash(head, self.identity.key, first_seq, batch.count, columns)
-        names = ["seq", *columns]
-        values = [numbers, *(to_sql(name, array) for name, array in columns.items())]
-        self._connection.executemany(
-            f"INSERT INTO sessions ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})",
-            zip(*values, strict=True),
+            salted, hashes = _salted(batch.texts)
+            columns |= hashes
+            text_layout, texts = self._packed(salted, new)
+        head = ChainHasher(self.identity.key, columns).commit(head, first_seq, 0, batch.count)
+        layout, rows = self._packed(columns, new)
+        self._connection.execute(
+            "INSERT INTO batches VALUES (?, ?, ?, ?, ?)", (first_seq, layout, rows, text_layout, texts)
         )
         block = (first_seq, batch.count, batch.sessions, batch.step, time.time_ns() // 1000, head)
         self._connection.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)", block)
         return head
 
-    def _write_texts(self, batch: Batch, numbers: range) -> dict[str, pa.Array]:
-        noise = os.urandom(_SALT_BYTES * batch.count)
-        salts = [noise[i : i + _SALT_BYTES] for i in range(0, len(noise), _SALT_BYTES)]
-        absent: list[str | None] = [None] * batch.count
-        texts = [batch.texts.get(name, absent) for name in TEXT_COLUMNS]
-        hashes = {}
-        for name, column in zip(TEXT_COLUMNS, texts, strict=True):
-            if column is not absent:
-                digests = [None if t is None else text_hash(s, name, t) for s, t in zip(salts, column, strict=True)]
-                hashes[f"{name}_hash"] = pa.array(digests, pa.binary())
-        rows = [row for row in zip(numbers, salts, *texts, strict=True) if row[2:] != (None, None, None)]
-        self._connection.executemany("INSERT INTO texts VALUES (?, ?, ?, ?, ?)", rows)
-        return hashes
+    def _packed(self, columns: dict[str, pa.Array], new: dict[pa.Schema, int]) -> tuple[int, memoryview]:
+        batch = pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
+        layout = self._layouts.get(batch.schema) or new.get(batch.schema)
+        if layout is None:
+            layout = len(self._layouts) + len(new) + 1
+            self._connection.execute(
+                "INSERT INTO layouts VALUES (?, ?)", (layout, batch.schema.serialize().to_pybytes())
+            )
+            new[batch.schema] = layout
+        return layout, memoryview(batch.serialize())
 
     def close(self) -> None:
         """Closes the file; SQLite folds its log into it."""
         close_settled(self._connection)
 
 
+def _salted(texts: dict[str, pa.Array]) -> tuple[dict[str, pa.Array], dict[str, pa.Array]]:
+    """The texts with a salt each, and their hashes. Equal texts of a commit share a salt: they are equal anyway."""
+    salted, hashes = {}, {}
+    for name in TEXT_COLUMNS:
+        if name not in texts:
+            continue
+        values = texts[name].cast(pa.binary()).to_pylist()
+        noise = os.urandom(SALT_BYTES * len(values))
+        salt_of = {text: noise[i * SALT_BYTES : (i + 1) * SALT_BYTES] for i, text in enumerate(dict.fromkeys(values))}
+        salt_of.pop(None, None)
+        hash_of = dict(zip(salt_of, text_hashes(name, list(salt_of.values()), list(salt_of)), strict=True))
+        salted[name] = texts[name]
+        salted[f"{name}_salt"] = pa.array(map(salt_of.get, values), pa.binary(), size=len(values))
+        hashes[f"{name}_hash"] = pa.array(map(hash_of.get, values), pa.binary(), size=len(values))
+    return salted, hashes
+
+
 # -- reading: every function takes a snapshot of the file ------------------------------------------------------------
 
 
-def tail_path(tail: sqlite3.Connection) -> str:
-    """The file behind a connection, for messages."""
-    return str(tail.execute("PRAGMA database_list").fetchone()[2])
+def is_first_version(tail: sqlite3.Connection) -> bool:
+    """Whether the file keeps its rows in the columns of a table."""
+    version: int = tail.execute("PRAGMA user_version").fetchone()[0]
+    return version == 1
+
+
+def holds_rows(tail: sqlite3.Connection) -> bool:
+    """Whether any row was written to the file, sealed since or not."""
+    tables = {name for (name,) in tail.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    return any(
+        table in tables and tail.execute(f"SELECT 1 FROM {table} LIMIT 1").fetchone()
+        for table in ("blocks", "batches", "sessions")
+    )
 
 
 def read_identity(tail: sqlite3.Connection) -> TailIdentity:
@@ -190,75 +215,46 @@ def last_block(tail: sqlite3.Connection, seq: int | None = None) -> Block | None
     return None if row is None else Block(*row)
 
 
-def read_sessions(tail: sqlite3.Connection, max_step: int | None = None, texts: bool = False) -> list[pa.RecordBatch]:
-    """The rows in order of seq, without the columns that are the same in the whole file, up to a step.
+@lru_cache(maxsize=512)
+def _schema(serialized: bytes) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(serialized))
 
-    Raises: LedgerError when a stored value is not one the ledger writes.
+
+def hot_rows(tail: sqlite3.Connection, above: int = 0, texts: bool = True) -> Iterator[HotRows]:
+    """The rows that are in the file, block by block, from the block that starts above row `above`.
+
+    Raises: LedgerError when what is stored is not what the ledger writes.
     """
-    names = [c.name for c in STORED] + [name for name in TEXT_COLUMNS if texts]
-    query = f"SELECT {', '.join(names)} FROM sessions"
-    if texts:
-        query += " LEFT JOIN texts USING (seq)"
-    where, arguments = ("", ()) if max_step is None else (" WHERE step <= ?", (max_step,))
-    cursor = tail.execute(query + where + " ORDER BY seq", arguments)
-    batches = []
-    while rows := cursor.fetchmany(_CHUNK):
-        values = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    if is_first_version(tail):
+        for first_seq, rows, salted in hot_v1.hot_rows(tail, above):
+            yield HotRows(first_seq, rows, salted if texts else None)
+        return
+    layouts = {id: _schema(blob) for id, blob in tail.execute("SELECT id, arrow_schema FROM layouts")}
+    columns = "first_seq, layout, rows" + (", text_layout, texts" if texts else ", NULL, NULL")
+    query = f"SELECT {columns} FROM batches WHERE first_seq > ? ORDER BY first_seq"
+    for first_seq, layout, rows, text_layout, salted in tail.execute(query, (above,)):
         try:
-            arrays = [from_sql(c.name, values[c.name]) for c in STORED]
-        except LedgerError as error:
-            first = values["seq"][0]
-            where = f"{tail_path(tail)}: from seq {first} on"
-            raise LedgerError(f"{where}, {error}: not as it was written; run verify") from error
-        arrays += [pa.array(values[name], pa.string()) for name in names[len(STORED) :]]
-        batches.append(pa.RecordBatch.from_arrays(arrays, names))
-    return batches
+            yield HotRows(
+                first_seq,
+                pa.ipc.read_record_batch(pa.py_buffer(rows), layouts[layout]),
+                None if salted is None else pa.ipc.read_record_batch(pa.py_buffer(salted), layouts[text_layout]),
+            )
+        except (pa.ArrowException, KeyError, TypeError, OSError) as error:
+            path = tail.execute("PRAGMA database_list").fetchone()[2]
+            raise LedgerError(
+                f"{path}: the rows from seq {first_seq} on are not as they were written ({error}); run verify"
+            ) from error
 
 
-def block_columns(tail: sqlite3.Connection, block: Block) -> tuple[int, dict[str, pa.Array]]:
-    """The stored rows of a block as the chain hashes them, and how many there are.
-
-    Raises: LedgerError when rows are missing, out of place or hold what the ledger never writes; or when a text does
-    not belong to its hash.
-    """
-    names = [c.name for c in STORED] + list(TEXT_HASHES)
-    rows = tail.execute(
-        f"SELECT {', '.join(names)} FROM sessions WHERE seq BETWEEN ? AND ? ORDER BY seq",
-        (block.first_seq, block.last_seq),
-    ).fetchall()
-    if len(rows) != block.count:
-        raise LedgerError(f"{len(rows)} rows are stored where {block.count} were recorded")
-    values = dict(zip(names, zip(*rows, strict=True), strict=True))
-    columns = {c.name: from_sql(c.name, list(values[c.name])) for c in STORED if c.name != "seq"}
-    if set(values["step"]) != {block.step}:
-        raise LedgerError("the rows' step is not the block's")
-    if values["split"].count("train") != block.sessions:
-        raise LedgerError("the number of train sessions is not the block's")
-    for name in TEXT_HASHES:
-        columns[name] = pa.array(values[name], pa.binary())
-    _check_texts(tail, block, values)
-    return len(rows), columns
+def drop_rows(tail: sqlite3.Connection, up_to: int) -> None:
+    """Takes out the rows of the blocks that end at or before row `up_to`; inside a write transaction of the caller."""
+    if is_first_version(tail):
+        tail.execute("DELETE FROM sessions WHERE seq <= ?", (up_to,))
+        tail.execute("DELETE FROM texts WHERE seq <= ?", (up_to,))
+    else:
+        tail.execute("DELETE FROM batches WHERE first_seq <= ?", (up_to,))
 
 
-def _check_texts(tail: sqlite3.Connection, block: Block, values: dict[str, tuple[Any, ...]]) -> None:
-    query = f"SELECT seq, salt, {', '.join(TEXT_COLUMNS)} FROM texts WHERE seq BETWEEN ? AND ?"
-    stored = {row[0]: row[1:] for row in tail.execute(query, (block.first_seq, block.last_seq))}
-    for position, seq in enumerate(values["seq"]):
-        salt, *texts = stored.get(seq, (b"", None, None, None))
-        for name, text in zip(TEXT_COLUMNS, texts, strict=True):
-            recorded = values[f"{name}_hash"][position]
-            fits = text is None or (type(text) is str and type(salt) is bytes)
-            if not fits or recorded != (None if text is None else text_hash(salt, name, text)):
-                raise LedgerError(f"the {name} of row {seq} is not the one that was recorded")
-
-
-def with_identity(batch: pa.RecordBatch, identity: TailIdentity) -> pa.RecordBatch:
-    """The batch with the columns that are the same in a whole file."""
-    count = batch.num_rows
-    constant = {
-        "run_id": pa.array([identity.run_id] * count, pa.string()),
-        "attempt": pa.array([identity.attempt] * count, pa.int32()),
-        "writer": pa.array([identity.writer] * count, pa.int32()),
-    }
-    names = [*FILE_COLUMNS, *batch.schema.names]
-    return pa.RecordBatch.from_arrays([*(constant[n] for n in FILE_COLUMNS), *batch.columns], names)
+def replace_texts(tail: sqlite3.Connection, first_seq: int, texts: pa.RecordBatch) -> None:
+    """Puts other texts in the place of a block's, of the same layout; inside a write transaction of the caller."""
+    tail.execute("UPDATE batches SET texts = ? WHERE first_seq = ?", (memoryview(texts.serialize()), first_seq))

@@ -1,13 +1,14 @@
 """The reward ledger: open, write, read, verify. A ledger is a folder."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from rewards import catalog, events, view
-from rewards.catalog import DATABASE
+from rewards import catalog, events, notes, query, reading, redact, sealer, sizes, view
+from rewards.catalog import DATABASE, MAX_WRITERS
 from rewards.chain import EVENTS_CHAIN, chain_name, ledger_head
 from rewards.claims import Claim, claim
 from rewards.errors import LedgerError
@@ -15,6 +16,9 @@ from rewards.lineage import Position
 from rewards.sqlite import connect_writable, snapshot, translated
 from rewards.verify import Verification, verify_ledger
 from rewards.writer import Writer
+
+if TYPE_CHECKING:
+    import duckdb
 
 _STABLE_READS = 20
 
@@ -59,16 +63,20 @@ class Ledger:
         arm: str | None = None,
         *,
         pipeline_id: str | None = None,
+        seal_rows: int | None = 100_000,
     ) -> Writer:
         """A writer of a run. Writer 0 with attempt=None claims the next attempt; other writers join with attempt=.
 
         resume: the position that `Writer.checkpoint` returned: this attempt continues there, and what the parent
         recorded above that step no longer counts. fork_of: a position, or (run, attempt, step), of another run: this
         run starts there and takes nothing from it. arm, pipeline_id: defaults of these columns; a resumed attempt
-        keeps its parent's.
+        keeps its parent's. seal_rows: how many rows may wait in the tail before they are sealed in the background; they
+        are sealed when the writer closes, too. None: neither.
         Raises: LedgerError when the place is taken or the position is not one of this ledger.
         """
         _check_names(run_id, writer, attempt, arm, pipeline_id)
+        if seal_rows is not None and (type(seal_rows) is not int or seal_rows < 1):
+            raise LedgerError(f"seal_rows is {seal_rows!r}, neither None nor a whole number from 1")
         if resume is not None and fork_of is not None:
             raise LedgerError("resume= and fork_of= exclude each other: a fork that continues uses resume= alone")
         wanted = Claim(
@@ -88,7 +96,7 @@ class Ledger:
         except BaseException:
             connection.close()
             raise
-        opened = Writer(self.path, connection, claimed, tail)
+        opened = Writer(self.path, connection, claimed, tail, seal_rows)
         self._writers = [w for w in self._writers if not w.closed] + [opened]
         return opened
 
@@ -149,6 +157,53 @@ class Ledger:
         """
         return verify_ledger(self.path, anchor)
 
+    def connect(self) -> "duckdb.DuckDBPyConnection":
+        """A DuckDB connection with views of the ledger as of now.
+
+        `live` (the sessions that count, with `session`), `sessions` (superseded ones too, with `live`), `texts`,
+        `events`, `attempts`, `blocks`, `runs`. The caller closes it.
+        """
+        return reading.retried(lambda: query.connect(self.path))
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of ledger.db, tails, sessions and texts; hot_rows and sealed_rows; files: of the sealed tables."""
+        return sizes.measure(self.path)
+
+    def note(self, kind: str, payload: Mapping[str, Any], run_id: str, *, step: int | None = None) -> dict[str, Any]:
+        """Records an event of somebody who is no writer: an annotation, a review, a decision. Durable on return.
+
+        Returns the event as `events` shows it: its `seq` is its number in the ledger. Works while training writes.
+        Raises: LedgerError for an unknown run or kind, or a missing key.
+        """
+        return notes.add(self.path, kind, payload, run_id, step)
+
+    def redact(
+        self,
+        run_id: str,
+        attempt: int,
+        writer: int,
+        seq: int,
+        columns: Sequence[str] = (),
+        *,
+        reason: str,
+        by: str,
+    ) -> dict[str, Any]:
+        """Takes texts of a row out of the ledger for good; returns the event that says so.
+
+        attempt, writer, seq: the row, as `sessions` shows it. columns: of prompt, response, rejected; empty for all.
+        The row and the hash of the text stay, so `verify` holds. Copies made elsewhere are not reached.
+        Raises: LedgerError when there is no such row or text.
+        """
+        return redact.redact(self.path, redact.Row(run_id, attempt, writer, seq), columns, reason, by)
+
+    def seal(self, *, vacuum: bool = True) -> dict[str, int]:
+        """Moves all hot rows into the Delta tables and puts small files together; safe while others read and write.
+
+        vacuum: deletes files that no table needs any more. Returns rows (moved), compacted and deleted (files).
+        Raises: LedgerError when the tables cannot be written; rows that were not moved are safe in the tails.
+        """
+        return sealer.seal_all(self.path, vacuum)
+
     def close(self) -> None:
         """Closes the writers that were opened here and are still open.
 
@@ -187,8 +242,8 @@ def _check_names(run_id: Any, writer: Any, attempt: Any, arm: Any, pipeline_id: 
             continue
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
             raise LedgerError(f"{name} is {value!r}; give a name in printable characters")
-    if not isinstance(writer, int) or isinstance(writer, bool) or writer < 0:
-        raise LedgerError(f"writer is {writer!r}, not a whole number from 0")
+    if not isinstance(writer, int) or isinstance(writer, bool) or not 0 <= writer < MAX_WRITERS:
+        raise LedgerError(f"writer is {writer!r}, not a whole number from 0 to {MAX_WRITERS - 1}")
     if writer > 0 and attempt is None:
         raise LedgerError(f"writer {writer} joins an attempt: pass attempt=, as writer 0 got it from the ledger")
     if attempt is not None and (not isinstance(attempt, int) or isinstance(attempt, bool) or attempt < 1):

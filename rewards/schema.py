@@ -1,8 +1,8 @@
 """What a ledger holds: the columns of a session and the kinds of events, with types, units and meanings.
 
-One table is the source of everything else: validation, the SQLite tails, the Arrow tables that readers get and the
-hash chain. A new column is added at the end of its group and is null in older ledgers; a column that is null in a
-whole commit leaves no trace in the chain, so adding one changes no old hash.
+One table is the source of everything else: validation, the Arrow batches of the tails, the Delta tables, what readers
+get and the hash chain. A new column is added at the end of its group and is null in older ledgers; a column that is
+null in a whole commit leaves no trace in the chain, so adding one changes no old hash.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from typing import Literal
 
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+# 1: rows in the columns of a SQLite table. 2: rows in Arrow batches, sealed into Delta tables. Both are read.
+SCHEMA_VERSION = 2
 
 TEXT_COLUMNS = ("prompt", "response", "rejected")
 SPLITS = ("train", "eval")
@@ -124,6 +125,17 @@ TEXT_HASHES = tuple(f"{name}_hash" for name in TEXT_COLUMNS)
 FILE_COLUMNS = ("run_id", "attempt", "writer")
 STORED: tuple[Column, ...] = tuple(column for column in COLUMNS if column.name not in FILE_COLUMNS)
 
+# What a sealed row says beyond its columns. chain and block name the commit it belongs to (`chain` is unique in the
+# ledger, `block` is the seq of the commit's first row), position counts the commit's train rows from 0: with the offset
+# of its commit it is the session's number, so numbering a run needs no sort of its rows.
+PLACE_FIELDS = (pa.field("chain", _I64), pa.field("block", _I64), pa.field("position", _I32))
+
+# A text has a salt of its own: taking out one text and its salt leaves the others of the row provable.
+TEXT_SALTS = tuple(f"{name}_salt" for name in TEXT_COLUMNS)
+TEXT_FIELDS = tuple(
+    pa.field(name, kind) for text in TEXT_COLUMNS for name, kind in ((text, _STR), (f"{text}_salt", pa.binary()))
+)
+
 ROW_KEYS = frozenset([c.name for c in COLUMNS if c.source == "caller"]) | frozenset(TEXT_COLUMNS)
 FILLED = frozenset(c.name for c in COLUMNS if c.source == "writer")
 
@@ -132,6 +144,18 @@ def arrow_schema(texts: bool = False) -> pa.Schema:
     """The Arrow schema of session rows, with the three texts where asked for."""
     fields = [pa.field(c.name, c.type, nullable=not c.required) for c in COLUMNS]
     return pa.schema(fields + [pa.field(name, _STR) for name in TEXT_COLUMNS if texts])
+
+
+def sealed_schema() -> pa.Schema:
+    """The Arrow schema of the Delta table `sessions`."""
+    fields = [pa.field(c.name, c.type) for c in COLUMNS]
+    return pa.schema([*fields, *PLACE_FIELDS, *(pa.field(name, pa.binary()) for name in TEXT_HASHES)])
+
+
+def texts_schema() -> pa.Schema:
+    """The Arrow schema of the Delta table `texts`: keyed like the rows."""
+    keys = [pa.field(name, BY_NAME[name].type) for name in ("run_id", "attempt", "writer", "seq")]
+    return pa.schema([*keys, pa.field("chain", _I64), *TEXT_FIELDS])
 
 
 @dataclass(frozen=True)
@@ -160,7 +184,9 @@ EVENT_KINDS: dict[str, EventKind] = {
     "step_stats": EventKind("figures of one optimizer step"),
     "annotation": EventKind("a person labelled something", ("annotator", "label")),
     "review": EventKind("a person reviewed an annotation, which stays readable", ("annotator", "label")),
-    "text_redacted": EventKind("a text was taken out; its hash stays"),
+    "text_redacted": EventKind(
+        "texts of a row were taken out; their hashes stay", ("attempt", "writer", "seq", "columns")
+    ),
     "evaluation": EventKind("a suite was run on held-out data"),
     "pause": EventKind("training was paused"),
     "unpause": EventKind("training went on"),

@@ -14,15 +14,19 @@ APPLICATION_ID = 0x524C4544  # "RLED": `file` and other tools can tell a ledger'
 
 _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL)
 _BUSY_SECONDS = 20.0  # SQLite's own patience, per statement
+_WAL_BYTES = 16_000_000  # the log is folded into the file when it has grown to this
 _PATIENCE_SECONDS = 180.0  # ours, per transaction: somebody left a transaction open in a shell
 
 
-def connect_writable(path: Path) -> sqlite3.Connection:
-    """A connection whose commits survive power loss. Transactions are begun by hand."""
+def connect_writable(path: Path, page_size: int | None = None) -> sqlite3.Connection:
+    """A connection whose commits survive power loss. Transactions are begun by hand. page_size: of a new file."""
     connection = sqlite3.connect(
         path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
     )
     try:
+        if page_size is not None:
+            connection.execute(f"PRAGMA page_size={page_size}")
+            connection.execute(f"PRAGMA wal_autocheckpoint={_WAL_BYTES // page_size}")
         _patiently(connection, "PRAGMA journal_mode=WAL", path)
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA fullfsync=ON")  # macOS: fsync alone does not reach the disk there

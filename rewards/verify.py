@@ -8,12 +8,16 @@ from typing import Any
 import pyarrow as pa
 
 from rewards import events
-from rewards.catalog import DATABASE, TAILS, Chain, read_chains, read_lineage
-from rewards.chain import EVENTS_CHAIN, EVENTS_GENESIS, chain_name, commit_hash, genesis, ledger_head
+from rewards.blocks import number as numbered
+from rewards.blocks import read_all
+from rewards.catalog import DATABASE, MAX_WRITERS, TAILS, Chain, read_chains, read_lineage
+from rewards.chain import EVENTS_CHAIN, EVENTS_GENESIS, chain_name, genesis, ledger_head
 from rewards.errors import LedgerError
-from rewards.hot import Block, block_columns, read_blocks, read_identity
+from rewards.hot import Block, HotRows, holds_rows, hot_rows, last_block, read_blocks, read_identity
 from rewards.lineage import Lineage
-from rewards.sqlite import snapshot
+from rewards.sealed import SESSIONS, TEXTS, Body
+from rewards.sqlite import snapshot, translated
+from rewards.verify_rows import Redacted, Shelf, verify_rows
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,7 @@ def verify_ledger(root: Path, anchor: str | None = None) -> Verification:
             chains = read_chains(ledger, root, lineage)
     except (LedgerError, KeyError, TypeError) as error:
         history.problems.append(f"the events cannot be read: {error}")
-    for chain in chains:
-        _verify_chain(chain, chains, lineage, history)
+    _verify_chains(root, chains, lineage, stored, history)
     for path in sorted(used - {chain.path for chain in chains}):
         history.problems.append(f"{path}: holds rows of a writer that never joined, or whose claim was removed")
     if not history.problems:
@@ -80,7 +83,7 @@ def _tails_with_rows(root: Path) -> set[Path]:
     for path in (root / TAILS).glob("*.db"):
         try:
             with snapshot(path) as tail:
-                if tail.execute("SELECT 1 FROM sessions LIMIT 1").fetchone():
+                if holds_rows(tail):
                     used.add(path)
         except LedgerError:
             used.add(path)  # what is wrong with it is said when its chain is read
@@ -89,15 +92,15 @@ def _tails_with_rows(root: Path) -> set[Path]:
 
 def _verify_events(stored: list[events.Event], history: _History) -> None:
     previous = EVENTS_GENESIS
-    for number, event in enumerate(stored, start=1):
+    for place, event in enumerate(stored, start=1):
         where = f"run {event.run_id}, attempt {event.attempt}, writer {event.writer}, step {event.step}"
         try:
             expected = event.expected_hash(previous)
         except (TypeError, AttributeError, ValueError, OverflowError):
             expected = ""
-        if event.seq != number:
+        if event.seq != place:
             history.problems.append(
-                f"{where}: event {event.seq} ({event.kind}) stands where event {number} was recorded"
+                f"{where}: event {event.seq} ({event.kind}) stands where event {place} was recorded"
             )
             break
         if event.hash != expected:
@@ -114,35 +117,126 @@ def _verify_events(stored: list[events.Event], history: _History) -> None:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-def _verify_chain(chain: Chain, chains: list[Chain], lineage: Lineage, history: _History) -> None:
+@dataclass(frozen=True)
+class _Tail:
+    """A chain with what its file held when it was read."""
+
+    chain: Chain
+    blocks: list[Block]
+    hot: list[HotRows]
+
+
+def _read_tail(chain: Chain) -> _Tail:
+    with translated(chain.path, "read"), snapshot(chain.path) as tail:
+        if read_identity(tail) != chain.identity:
+            raise LedgerError(f"{chain.path} says it belongs to somebody else")
+        return _Tail(chain, read_blocks(tail), list(hot_rows(tail)))
+
+
+def _verify_chains(
+    root: Path, chains: list[Chain], lineage: Lineage, stored: list[events.Event], history: _History
+) -> None:
+    tails: dict[int, _Tail | str] = {}
+    for chain in chains:  # before the tables are opened: what leaves a tail then is found in them
+        try:
+            tails[chain.number] = _read_tail(chain)
+        except (LedgerError, sqlite3.Error, TypeError, ValueError) as error:
+            tails[chain.number] = str(error)
+    try:
+        shelves = Shelf.of(Body(root, SESSIONS)), Shelf.of(Body(root, TEXTS))
+    except LedgerError as error:
+        history.problems.append(str(error))
+        return
+    for shelf in shelves:
+        history.problems += [bad for bad in (shelf.body.damage, *shelf.bad) if bad]
+    redacted = _redacted(stored, lineage)
+    for chain in chains:
+        tail = tails[chain.number]
+        where = f"run {chain.identity.run_id}, attempt {chain.identity.attempt}, writer {chain.identity.writer}"
+        if isinstance(tail, str):
+            history.problems.append(f"{where}: {tail}")
+        else:
+            _verify_chain(tail, where, shelves, redacted, chains, lineage, history)
+    for number in sorted(set(shelves[0].holds) - {chain.number for chain in chains}):
+        path = shelves[0].holds[number][0][3].path
+        history.problems.append(f"{path}: holds rows of a writer that never joined, or whose claim was removed")
+
+
+def _verify_chain(
+    tail: _Tail,
+    where: str,
+    shelves: tuple[Shelf, Shelf],
+    redacted: Redacted,
+    chains: list[Chain],
+    lineage: Lineage,
+    history: _History,
+) -> None:
+    chain = tail.chain
     identity = chain.identity
     name = chain_name(*identity.key)
     known = history.known.setdefault(name, {identity.first_seq - 1: identity.genesis})
-    where = f"run {identity.run_id}, attempt {identity.attempt}, writer {identity.writer}"
+    if tail.blocks:
+        history.heads[name] = tail.blocks[-1].head
     origin = _wrong_origin(chain, lineage, history)
     if origin:
         history.problems.append(f"{where}: {origin}")
         return
+    gap = _gap(tail)
     try:
-        with snapshot(chain.path) as tail:
-            if read_identity(tail) != identity:
-                history.problems.append(f"{where}: {chain.path} says it belongs to somebody else")
-                return
-            blocks = read_blocks(tail)
-            if blocks:
-                history.heads[name] = blocks[-1].head
-            seq, head = identity.first_seq, identity.genesis
-            for block in blocks:
-                reason = _misfit(tail, chain, block, seq, head)
-                if reason:
-                    history.problems.append(f"{where}, {_sessions_of(block, chain, chains, lineage)}: {reason}")
-                    return
-                seq, head = block.last_seq + 1, block.head
-                known[block.last_seq] = head
-                history.commits.append((block.time, name, head))
-            _verify_nothing_more(tail, where, identity.first_seq, seq - 1, history)
-    except (LedgerError, sqlite3.Error, TypeError, ValueError) as error:
+        finding = verify_rows(chain, tail.blocks[: gap[0]] if gap else tail.blocks, tail.hot, shelves, redacted)
+    except (LedgerError, pa.ArrowException, OSError, TypeError, ValueError, OverflowError) as error:
         history.problems.append(f"{where}: {error}")
+        return
+    for block in finding.good:
+        known[block.last_seq] = block.head
+        history.commits.append((block.time, name, block.head))
+    bad, reason = finding.bad, finding.reason
+    if reason is None and gap:
+        bad, reason = tail.blocks[gap[0]], gap[1]
+    if reason is None:
+        reason = _nothing_more(tail, shelves)
+    if reason is not None:
+        at = "" if bad is None else f", {_sessions_of(bad, chain, chains, lineage)}"
+        history.problems.append(f"{where}{at}: {reason}")
+
+
+def _gap(tail: _Tail) -> tuple[int, str] | None:
+    """The first block that does not start where the one before it ends."""
+    seq = tail.chain.identity.first_seq
+    for number, block in enumerate(tail.blocks):
+        if block.first_seq != seq:
+            return number, f"rows {seq} to {block.first_seq - 1} before it are missing"
+        seq = block.last_seq + 1
+    return None
+
+
+def _nothing_more(tail: _Tail, shelves: tuple[Shelf, Shelf]) -> str | None:
+    """Why there are more rows than commits; None when there are not."""
+    blocks = {block.first_seq for block in tail.blocks}
+    for hot in tail.hot:
+        if hot.first_seq not in blocks:
+            return f"rows from seq {hot.first_seq} on belong to no commit"
+    with snapshot(tail.chain.path) as again:
+        newest = last_block(again)
+    end = tail.chain.identity.first_seq - 1 if newest is None else newest.last_seq
+    for shelf in shelves:
+        for first, last, _, part in shelf.holds.get(tail.chain.number, []):
+            if last > end or first < tail.chain.identity.first_seq:
+                return f"{part.path}: row {last if last > end else first} belongs to no commit"
+    return None
+
+
+def _redacted(stored: list[events.Event], lineage: Lineage) -> Redacted:
+    """Which texts were taken out, as the events say."""
+    found: dict[tuple[int, int], frozenset[str]] = {}
+    for event in stored:
+        if event.kind == "text_redacted":
+            content = event.content()
+            attempt = lineage.runs.get(event.run_id, {}).get(content["attempt"])
+            if attempt is not None:
+                key = (attempt.id * MAX_WRITERS + content["writer"], content["seq"])
+                found[key] = found.get(key, frozenset()) | frozenset(content["columns"])
+    return found
 
 
 def _wrong_origin(chain: Chain, lineage: Lineage, history: _History) -> str | None:
@@ -159,30 +253,6 @@ def _wrong_origin(chain: Chain, lineage: Lineage, history: _History) -> str | No
     return None
 
 
-def _misfit(tail: sqlite3.Connection, chain: Chain, block: Block, seq: int, head: str) -> str | None:
-    """Why a commit does not fit; None when it does."""
-    if block.first_seq != seq:
-        return f"rows {seq} to {block.first_seq - 1} before it are missing"
-    try:
-        count, columns = block_columns(tail, block)
-        expected = commit_hash(head, chain.identity.key, block.first_seq, count, columns)
-    except (LedgerError, sqlite3.Error, pa.ArrowException, TypeError, ValueError, OverflowError) as error:
-        return f"its rows are not those that were recorded: {error}"
-    return None if block.head == expected else "its rows or its head are not those that were recorded"
-
-
-def _verify_nothing_more(tail: sqlite3.Connection, where: str, first: int, last: int, history: _History) -> None:
-    for table in ("sessions", "texts"):
-        query = f"SELECT min(seq), min(step) FROM {table} WHERE seq NOT BETWEEN ? AND ?"
-        seq, step = tail.execute(
-            query.replace("min(step)", "NULL") if table == "texts" else query, (first, last)
-        ).fetchone()
-        if seq is not None:
-            at = "" if step is None else f", step {step}"
-            history.problems.append(f"{where}{at}: row {seq} of table {table} belongs to no commit")
-            return
-
-
 def _sessions_of(block: Block, chain: Chain, chains: list[Chain], lineage: Lineage) -> str:
     """The commit in people's words: step, rows, and the sessions they are in the live view."""
     rows = f"step {block.step}, seq {block.first_seq} to {block.last_seq}"
@@ -192,14 +262,9 @@ def _sessions_of(block: Block, chain: Chain, chains: list[Chain], lineage: Linea
         return f"{rows} (superseded)"
     if not block.sessions:
         return f"{rows} (not numbered)"
-    mine = (block.step, chain.identity.writer, chain.attempt.id, block.first_seq)
-    before = 0
-    for other in chains:
-        if other.attempt.id in limits:
-            with snapshot(other.path) as tail:
-                for b in read_blocks(tail, limits[other.attempt.id]):
-                    if (b.step, other.identity.writer, other.attempt.id, b.first_seq) < mine:
-                        before += b.sessions
+    blocks = numbered(lineage, read_all(c for c in chains if c.identity.run_id == chain.identity.run_id))
+    where, _ = blocks.find([chain.number], [block.first_seq])
+    before = int(blocks.offset[where[0]])
     return f"{rows} (sessions {before + 1} to {before + block.sessions})"
 
 

@@ -1,78 +1,97 @@
 """What readers get: session tables with their numbers, events that count, and an overview of the runs."""
 
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from rewards import events
+from rewards.blocks import place_keys
 from rewards.catalog import DATABASE, Chain, read_chains, read_lineage
 from rewards.errors import LedgerError
-from rewards.hot import read_blocks, read_sessions, with_identity
+from rewards.hot import read_blocks
 from rewards.lineage import Lineage
-from rewards.schema import CLAIM_KINDS, EVENT_KINDS, arrow_schema
-from rewards.sqlite import snapshot, translated
-
-# Snapshots are opened together up to here, so that they are of one moment; beyond it, files are read one by one.
-_TOGETHER = 64
+from rewards.reading import Look, look, retried
+from rewards.schema import CLAIM_KINDS, EVENT_KINDS, TEXT_COLUMNS, arrow_schema
+from rewards.sqlite import snapshot
 
 Limits = dict[int, int | None]
 
 
-def session_table(root: Path, run_id: str, live: bool, texts: bool) -> pa.Table:
+def session_table(root: Path, run_id: str, live: bool, texts: bool, damaged: list[str] | None = None) -> pa.Table:
     """The sessions of a run. See `Ledger.sessions`."""
-    with snapshot(root / DATABASE) as ledger:
-        lineage = read_lineage(ledger)
+
+    def wanted(lineage: Lineage) -> Callable[[Chain], bool]:
         _check_run(root, lineage, run_id)
-        chains = read_chains(ledger, root, lineage, run_id)
-    limits = lineage.live(run_id)
-    if live:
-        chains = [chain for chain in chains if chain.attempt.id in limits]
-    schema = arrow_schema(texts)
-    batches, counts = [], []
-    for chain, tail in _tails(chains):
-        limit = limits.get(chain.attempt.id) if live else None
-        with translated(chain.path, "read"):
-            rows = read_sessions(tail, limit, texts)
-        for batch in rows:
-            batches.append(with_identity(batch, chain.identity).select(schema.names).cast(schema))
-            counts.append((chain, batch.num_rows))
-    table = pa.Table.from_batches(batches, schema)
-    return _numbered(table, None if live else _live_rows(table, counts, limits))
+        limits = lineage.live(run_id)
+        return lambda chain: chain.identity.run_id == run_id and (not live or chain.attempt.id in limits)
+
+    return retried(lambda: _session_table(look(root, wanted, texts), run_id, live, texts, damaged))
 
 
-def _tails(chains: list[Chain]) -> Iterator[tuple[Chain, Any]]:
-    if len(chains) > _TOGETHER:
-        for chain in chains:
-            with snapshot(chain.path) as tail:
-                yield chain, tail
-        return
-    with ExitStack() as stack:
-        yield from [(chain, stack.enter_context(snapshot(chain.path))) for chain in chains]
-
-
-def _live_rows(table: pa.Table, counts: list[tuple[Chain, int]], limits: Limits) -> np.ndarray[Any, Any]:
-    """Of each row, whether it is in the live view."""
-    top = np.iinfo(np.int64).max
-    highest = [limits.get(c.attempt.id, -1) for c, _ in counts]
-    bounds = np.array([top if limit is None else limit for limit in highest], dtype=np.int64)
-    answer: np.ndarray[Any, Any] = table["step"].to_numpy() <= np.repeat(bounds, [count for _, count in counts])
-    return answer
-
-
-def _numbered(table: pa.Table, live: np.ndarray[Any, Any] | None) -> pa.Table:
-    """Sorted, train rows first, with `session`; with `live` too where superseded rows are among them."""
-    is_train = table["split"].to_numpy(zero_copy_only=False) == "train"
+def _session_table(seen: Look, run_id: str, live: bool, texts: bool, damaged: list[str] | None) -> pa.Table:
+    schema = arrow_schema()
+    names = [*schema.names, "chain", "block", "position"]
+    table = pa.concat_tables([*seen.sealed(names, run_id, damaged), seen.hot.select(names)]).combine_chunks()
+    blocks = seen.blocks
+    where, known = blocks.find(table["chain"].to_numpy(), table["block"].to_numpy())
+    if damaged is None:
+        _check_complete(seen, where[known])
+    keep = known & blocks.live[where] if live else known  # unknown: committed and sealed after we looked at the tail
+    table, where = table.take(pa.array(np.flatnonzero(keep))), where[keep]
+    counts = blocks.live[where]
+    is_train = table["position"].is_valid().to_numpy(zero_copy_only=False)
+    numbered = is_train & counts
+    session = blocks.offset[where] + pc.fill_null(table["position"], 0).to_numpy() + 1
     keys = [table[name].to_numpy() for name in ("seq", "attempt", "writer", "step")]
     order = np.lexsort((*keys, ~is_train))
-    counted = (is_train if live is None else is_train & live)[order]
-    table = table.take(pa.array(order))
-    numbers = pa.array(np.cumsum(counted), pa.int64(), mask=~counted)
-    table = table.append_column("session", numbers)
-    return table if live is None else table.append_column("live", pa.array(live[order]))
+    if texts:
+        for name, column in _texts_of(table, seen, run_id, damaged).items():
+            table = table.append_column(name, column)
+    table = table.append_column("session", pa.array(session, pa.int64(), mask=~numbered))
+    if not live:
+        table = table.append_column("live", pa.array(counts))
+    shown = [*arrow_schema(texts).names, "session", *([] if live else ["live"])]
+    table = table.select(shown).take(pa.array(order))
+    return table.cast(pa.schema([*arrow_schema(texts), *list(table.schema)[len(arrow_schema(texts)) :]]))
+
+
+def _check_complete(seen: Look, where: np.ndarray[Any, Any]) -> None:
+    """Every row of every block is there, once.
+
+    Raises: LedgerError naming the rows: an edited or half restored ledger must not pass for a shorter one.
+    """
+    blocks = seen.blocks
+    there = np.bincount(where, minlength=len(blocks.keys))
+    wrong = np.flatnonzero(there != blocks.count)
+    if len(wrong):
+        first = int(wrong[0])
+        chain = next(c for c in seen.chains if c.number == blocks.chain[first])
+        raise LedgerError(
+            f"run `{chain.identity.run_id}`, attempt {chain.identity.attempt}, writer {chain.identity.writer}: "
+            f"{there[first]} rows are stored of the {blocks.count[first]} of step {blocks.step[first]} (seq "
+            f"{blocks.first_seq[first]} on); run verify, restore the ledger from a copy, or read what is left with "
+            "`rewards export --salvage`"
+        )
+
+
+def _texts_of(table: pa.Table, seen: Look, run_id: str, damaged: list[str] | None) -> dict[str, pa.Array]:
+    """The texts of the rows, in their order."""
+    names = ["chain", "seq", *TEXT_COLUMNS]
+    stored = pa.concat_tables([*seen.sealed_texts(names, run_id, damaged), seen.hot_texts.select(names)])
+    keys = place_keys(stored["chain"].to_numpy(), stored["seq"].to_numpy())
+    order = np.argsort(keys, kind="stable")
+    wanted = place_keys(table["chain"].to_numpy(), table["seq"].to_numpy())
+    place = np.searchsorted(keys[order], wanted)
+    found = place < len(keys)
+    found[found] = keys[order][place[found]] == wanted[found]
+    rows = np.zeros(len(wanted), np.int64)
+    rows[found] = order[place[found]]
+    take = pa.array(rows, mask=~found)
+    return {name: stored[name].combine_chunks().take(take) for name in TEXT_COLUMNS}
 
 
 def event_list(root: Path, run_id: str | None, kind: str | None, live: bool) -> list[dict[str, Any]]:
@@ -115,22 +134,20 @@ def _overview(lineage: Lineage, run_id: str, chains: list[Chain], ends: list[eve
     attempts = lineage.runs[run_id]
     newest = attempts[max(attempts)]
     limits = lineage.live(run_id)
-    sessions, steps, pipeline_id = 0, 0, newest.pipeline_id
+    sessions, steps = 0, 0
     for chain in chains:
         if chain.attempt.id in limits:
             with snapshot(chain.path) as tail:
                 blocks = read_blocks(tail, limits[chain.attempt.id])
-                row = tail.execute("SELECT pipeline_id FROM sessions ORDER BY seq LIMIT 1").fetchone()
             sessions += sum(block.sessions for block in blocks)
             steps = max([steps, *(block.step for block in blocks if block.sessions)])
-            pipeline_id = pipeline_id or (row[0] if row else None)
     last = [event for event in ends if event.run_id == run_id and event.attempt == newest.number][-1:]
     status = "open"
     if last:
         status = "stopped" if last[0].kind == "stopped" else str(last[0].content().get("status", "ended"))
     return {
         "run_id": run_id,
-        "pipeline_id": pipeline_id,
+        "pipeline_id": newest.pipeline_id,
         "attempts": len(attempts),
         "newest_attempt": newest.number,
         "sessions": sessions,

@@ -9,6 +9,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from rewards import events
 from rewards.catalog import DATABASE, place_at, read_chains, read_lineage
 from rewards.chain import EVENTS_CHAIN, chain_name, ledger_head
@@ -16,15 +19,18 @@ from rewards.commit import Committer, Ticket
 from rewards.errors import LedgerError
 from rewards.hot import TailWriter
 from rewards.lineage import Attempt, Place, places_payload
-from rewards.rows import Batch, make_batch
+from rewards.rows import Batch, make_batch, table_batch
 from rewards.schema import EVENT_KINDS
+from rewards.sealer import Sealer
 from rewards.sqlite import close_settled, snapshot, transaction, translated
 
 
 class Writer:
     """One writer of one attempt. Made by `Ledger.writer`; to be used from any thread of the process that made it."""
 
-    def __init__(self, root: Path, ledger: sqlite3.Connection, attempt: Attempt, tail: TailWriter) -> None:
+    def __init__(
+        self, root: Path, ledger: sqlite3.Connection, attempt: Attempt, tail: TailWriter, seal_rows: int | None
+    ) -> None:
         self.run_id = attempt.run_id
         self.attempt = attempt.number
         self.writer = tail.identity.writer
@@ -34,8 +40,9 @@ class Writer:
         self._defaults = {"arm": attempt.arm, "pipeline_id": attempt.pipeline_id}
         self._last_step = attempt.resume_step or 0
         self._lock = threading.Lock()
+        self._sealer = Sealer(root, (attempt.id, self.writer), seal_rows)
         self._committer = Committer(
-            str(tail.path), {"rows": _row_sink(tail), "event": _event_sink(root / DATABASE, ledger)}
+            str(tail.path), {"rows": _row_sink(tail, self._sealer), "event": _event_sink(root / DATABASE, ledger)}
         )
         # Also runs at exit and when the writer is forgotten: what was handed over is written.
         self._parts = (self._committer, tail, ledger)
@@ -44,21 +51,50 @@ class Writer:
     def append(self, step: int, rows: Any) -> Ticket:
         """Hands over the sessions of a step; returns at once. `ticket.wait()` returns when they are durable.
 
-        rows: dicts, or an Arrow table, with the columns of `rewards.schema` and `prompt`, `response`, `rejected`.
+        rows: with the columns of `rewards.schema` and `prompt`, `response`, `rejected`: dicts; an Arrow table; or a
+        dict of columns, each a list, a numpy array or one value for all rows.
         Raises: LedgerError naming the column and the row that do not fit (nothing of the batch is kept then), or when
         an earlier write failed.
         """
         self._committer.check_process()
         step = _check_step(step)
         batch = make_batch(step, rows, self._defaults)
+        self._check_new(step, batch)
+        return self._put_rows(batch)
+
+    def append_table(self, table: pa.Table, rows_a_commit: int = 65_536) -> None:
+        """Writes many sessions at once, which bring their `step`; durable on return. For imports: one writer a run.
+
+        Steps must not go backwards, within the table and against what was written before. A commit holds many steps:
+        such a run can be verified and forked at the end of each commit.
+        Raises: LedgerError naming the column and the row that do not fit; nothing of the table is written then.
+        """
+        self._committer.check_process()
+        if self.writer != 0:
+            raise LedgerError("append_table is for the only writer of a run: writer 0")
+        if table.num_rows and "step" in table.schema.names and pc.min(table["step"]).as_py() is not None:
+            first = pc.min(table["step"]).as_py()
+            if first < self._last_step:
+                raise LedgerError(f"append_table: step {first} comes after step {self._last_step} was written")
+        starts = range(0, max(table.num_rows, 1), rows_a_commit)
+        batches = [table_batch(table.slice(start, rows_a_commit), self._defaults, start) for start in starts]
+        for batch in batches:
+            self._check_new(pc.min(batch.columns["step"]).as_py(), batch)
+        for batch in batches:
+            ticket = self._put_rows(batch)
+        ticket.wait()
+
+    def _check_new(self, step: int, batch: Batch) -> None:
         if batch.sessions and self.resume_step is not None and step <= self.resume_step:
             raise LedgerError(
                 f"append(step={step}): attempt {self.attempt} of run `{self.run_id}` continues after step "
                 f"{self.resume_step}; train sessions up to it are on record and would count twice"
             )
+
+    def _put_rows(self, batch: Batch) -> Ticket:
         with self._lock:
             ticket = self._committer.put("rows", batch, batch.count)
-            self._last_step = max(self._last_step, step)
+            self._last_step = max(self._last_step, batch.step)
         return ticket
 
     def event(self, kind: str, payload: Mapping[str, Any], step: int | None = None) -> Ticket:
@@ -135,14 +171,18 @@ class Writer:
         return not self._finish.alive
 
     def close(self) -> None:
-        """Writes what waits and closes the files. Closing twice is harmless.
+        """Writes what waits, seals this writer's rows and closes the files. Closing twice is harmless.
 
+        Rows that cannot be sealed are safe where they are: that is said on stderr, and the next seal takes them.
         Raises: LedgerError when something handed over could not be written.
         """
+        was_open = not self.closed
         _shut(*self._parts)
         self._finish.detach()
         if self._committer.failure is not None:
             raise LedgerError(str(self._committer.failure)) from self._committer.failure
+        if was_open and self._committer.is_ours():
+            self._sealer.finish()
 
     def __enter__(self) -> "Writer":
         return self
@@ -168,10 +208,11 @@ def _check_step(step: Any) -> int:
     return int(number)
 
 
-def _row_sink(tail: TailWriter) -> Callable[[Sequence[Batch]], Sequence[Any]]:
+def _row_sink(tail: TailWriter, sealer: Sealer) -> Callable[[Sequence[Batch]], Sequence[Any]]:
     def write(batches: Sequence[Batch]) -> Sequence[Any]:
         with translated(tail.path, "write session rows"):
             tail.commit(batches)
+        sealer.committed(sum(batch.count for batch in batches))
         return [None] * len(batches)
 
     return write

@@ -1,0 +1,90 @@
+"""SQL over a ledger: DuckDB on the Delta tables' files and what is still in the tails, as of one moment."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from rewards import events
+from rewards.blocks import as_table
+from rewards.catalog import DATABASE
+from rewards.reading import Look, look
+from rewards.schema import BY_NAME, COLUMNS, TEXT_COLUMNS
+from rewards.seal import attempt_table
+from rewards.sealed import Body
+from rewards.sqlite import snapshot
+from rewards.view import run_list
+
+if TYPE_CHECKING:
+    import duckdb
+
+_SHOWN = ", ".join(f's."{column.name}"' for column in COLUMNS)
+_NUMBER = "CASE WHEN b.live THEN b.session_offset + s.position + 1 END AS session"
+_VIEWS = {
+    # The live view of most ledgers is nearly all of it: joining first lets the engine read a column once.
+    "live": f"SELECT {_SHOWN}, {_NUMBER} FROM stored_sessions s JOIN blocks b USING (chain, block) WHERE b.live",
+    "sessions": f"SELECT {_SHOWN}, {_NUMBER}, b.live FROM stored_sessions s JOIN blocks b USING (chain, block)",
+    "texts": f"SELECT run_id, attempt, writer, seq, {', '.join(TEXT_COLUMNS)} FROM stored_texts",
+}
+
+
+def connect(root: Path) -> "duckdb.DuckDBPyConnection":
+    """A connection to an empty database in memory with the ledger's views. See `Ledger.connect`."""
+    import duckdb
+
+    seen = look(root, lambda lineage: lambda chain: True, texts=True)
+    connection = duckdb.connect()
+    connection.execute("SET TimeZone = 'UTC'")
+    connection.register("hot_sessions", seen.hot)
+    connection.register("hot_texts", seen.hot_texts)
+    _stored(connection, "stored_sessions", seen.sessions, seen.hot, "hot_sessions")
+    _stored(connection, "stored_texts", seen.texts, seen.hot_texts, "hot_texts")
+    for name, table in _small_tables(root, seen).items():
+        connection.register(f"{name}_now", table)
+        connection.execute(f"CREATE TABLE {name} AS SELECT * FROM {name}_now")
+        connection.unregister(f"{name}_now")
+    for name, query in _VIEWS.items():
+        connection.execute(f"CREATE VIEW {name} AS {query}")
+    return connection
+
+
+def _stored(connection: "duckdb.DuckDBPyConnection", name: str, body: Body, hot: pa.Table, hot_name: str) -> None:
+    files = [str(part.path) for part in body.parts()]
+    sources = [f"SELECT * FROM read_parquet([{', '.join(map(_quoted, files))}])"] if files else []
+    if hot.num_rows or not files:
+        sources.append(f"SELECT * FROM {hot_name}")
+    connection.execute(f"CREATE VIEW {name} AS {' UNION ALL '.join(sources)}")
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _small_tables(root: Path, seen: Look) -> dict[str, pa.Table]:
+    with snapshot(root / DATABASE) as ledger:
+        stored = events.read(ledger)
+    shown = [
+        {
+            "seq": e.seq,
+            "run_id": e.run_id,
+            "attempt": e.attempt,
+            "writer": e.writer,
+            "step": e.step,
+            "time": e.time,
+            "kind": e.kind,
+            "payload": e.payload,
+        }
+        for e in stored
+    ]
+    kinds = [("seq", pa.int64()), ("run_id", pa.string()), ("attempt", pa.int32()), ("writer", pa.int32())]
+    kinds += [("step", pa.int64()), ("time", BY_NAME["time"].type), ("kind", pa.string()), ("payload", pa.string())]
+    runs: list[dict[str, Any]] = run_list(root)
+    whole = ("attempts", "newest_attempt", "sessions", "steps")
+    names = ("run_id", "pipeline_id", *whole, "started", "ended", "status")
+    run_schema = pa.schema([(name, pa.int64() if name in whole else pa.string()) for name in names])
+    return {
+        "blocks": as_table(seen.blocks, seen.chains),
+        "attempts": attempt_table(seen.lineage),
+        "events": pa.Table.from_pylist(shown, pa.schema(kinds)),
+        "runs": pa.Table.from_pylist(runs, run_schema),
+    }

@@ -1,0 +1,78 @@
+"""When to seal: in the background of a writer, when it closes, and on demand."""
+
+import sys
+import threading
+from pathlib import Path
+
+from rewards import seal
+from rewards.catalog import DATABASE, TAILS, Chain, read_chains, read_lineage
+from rewards.errors import LedgerError
+from rewards.sqlite import snapshot
+
+
+class Sealer:
+    """Seals one writer's rows whenever `every` of them wait, in a thread of its own. every: None never seals.
+
+    What goes wrong here loses nothing: the rows stay in the tail. It is said on stderr, once, and tried again later.
+    """
+
+    def __init__(self, root: Path, place: tuple[int, int], every: int | None) -> None:
+        self._root = root
+        self._place = place
+        self._every = every
+        self._waiting = 0
+        self._thread: threading.Thread | None = None
+        self._said = False
+
+    def committed(self, rows: int) -> None:
+        """Counts rows that became durable; starts to seal when enough wait."""
+        self._waiting += rows
+        busy = self._thread is not None and self._thread.is_alive()
+        if self._every is not None and self._waiting >= self._every and not busy:
+            self._waiting = 0
+            self._thread = threading.Thread(target=self._seal, name="ledger seal", daemon=True)
+            self._thread.start()
+
+    def finish(self) -> None:
+        """Seals what is left, after the last commit; gives room back and puts small files together."""
+        if self._thread is not None:
+            self._thread.join()
+        if self._every is not None and self._waiting:
+            self._seal(last=True)
+
+    def _is_mine(self, chain: Chain) -> bool:
+        return (chain.attempt.id, chain.identity.writer) == self._place
+
+    def _seal(self, last: bool = False) -> None:
+        try:
+            with seal.lock(self._root):
+                seal.recover(self._root)
+                seal.seal_chains(self._root, self._is_mine)
+                if last:
+                    if seal.compact(self._root):
+                        seal.vacuum(self._root)
+                    for path in (self._root / TAILS).glob(f"{self._place[0]:06d}-{self._place[1]:03d}.db"):
+                        seal.shrink_tail(path)
+        except (LedgerError, OSError) as error:
+            if not self._said:
+                print(
+                    f"warning: rows were not sealed and stay safe in the tail: {error}; `rewards seal` tries again",
+                    file=sys.stderr,
+                )
+            self._said = True
+
+
+def seal_all(root: Path, vacuum: bool = True) -> dict[str, int]:
+    """Seals every chain. See `Ledger.seal`."""
+    with seal.lock(root):
+        seal.recover(root)
+        moved = seal.seal_chains(root, lambda chain: True, publish_tables=False)
+        with snapshot(root / DATABASE) as ledger:
+            lineage = read_lineage(ledger)
+            chains = read_chains(ledger, root, lineage)
+        seal.publish(root, lineage, chains)
+        replaced = seal.compact(root)
+        deleted = seal.vacuum(root) if vacuum else 0
+        for chain in chains:
+            seal.shrink_tail(chain.path)
+    return {"rows": moved, "compacted": replaced, "deleted": deleted}
