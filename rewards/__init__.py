@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rewards.errors import LedgerError, UserError
     from rewards.ledger import Ledger
+    from rewards.recording import Recorder, recorded
 
-__all__ = ["Ledger", "LedgerError", "UserError"]
+__all__ = ["Ledger", "LedgerError", "Recorder", "UserError", "recorded"]
 
-_HOME = {"Ledger": "rewards.ledger", "LedgerError": "rewards.errors", "UserError": "rewards.errors"}
+_HOME = {
+    "Ledger": "rewards.ledger",
+    "LedgerError": "rewards.errors",
+    "Recorder": "rewards.recording",
+    "UserError": "rewards.errors",
+    "recorded": "rewards.recording",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,6 @@ import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from rewards.errors import ConfigError
@@ -92,15 +91,15 @@ def advantages(trainer: Any, completions: Sequence[Any], rank: int, world: int) 
 
     None unless the completions that the trainer keeps at their places are these.
     """
-    logs = getattr(trainer, "_logs", None)
-    if not isinstance(logs, Mapping) or "advantages" not in logs or "completion" not in logs:
+    try:
+        kept, values = trainer._logs["completion"], trainer._logs["advantages"]
+        first = len(values) - (world - rank) * len(completions)
+        place = slice(first, first + len(completions))
+        if first < 0 or len(kept) != len(values) or list(kept)[place] != list(completions):
+            return None
+        return [float(value) for value in list(values)[place]]
+    except (AttributeError, KeyError, TypeError, ValueError):  # another version keeps them elsewhere
         return None
-    kept, values = logs["completion"], logs["advantages"]
-    n = len(completions)
-    first = len(values) - world * n + rank * n
-    if first < 0 or len(kept) != len(values) or list(islice(kept, first, first + n)) != list(completions):
-        return None
-    return [float(value) for value in islice(values, first, first + n)]
 
 
 # -- ranks -----------------------------------------------------------------------------------------------------------
