@@ -12,7 +12,22 @@ from rewards import Ledger
 from rewards.cli import main
 from tests.rewards.ledger_rows import rows
 
-COMMANDS = [["verify"], ["head"], ["show"], ["show", "--session", "1"], ["recalibrations"], ["report", "--json"]]
+NOTE = ["--annotator", "ana", "--label", "odd"]
+COMMANDS = [
+    ["verify"],
+    ["head"],
+    ["show"],
+    ["show", "--session", "1"],
+    ["show", "--row", "1/0/1"],
+    ["recalibrations"],
+    ["report", "--json"],
+    ["sql", "select * from live"],
+    ["annotate", "--session", "1", *NOTE],
+    ["review", "1", "--annotator", "ben", "--verdict", "agree"],
+    ["annotations"],
+    ["redact", "--session", "1", "--reason", "r", "--by", "ana", "--yes"],
+    ["seal"],
+]
 
 
 @pytest.fixture(scope="module")

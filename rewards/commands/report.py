@@ -1,0 +1,45 @@
+"""`rewards report`: one page and one document about a run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from rewards.commands.arguments import About, Commands, add_command
+from rewards.commands.output import say
+from rewards.errors import UserError
+
+ABOUT = About("one HTML page and one JSON document about a run")
+
+
+def register(commands: Commands) -> None:
+    """Adds the command."""
+    parser = add_command(commands, "report", run, ABOUT)
+    parser.add_argument("--run", help="run to report; default: the newest online-RL run, else the newest run")
+    parser.add_argument("--out", metavar="FILE.html", type=Path, help="write the page here")
+    parser.add_argument(
+        "--json", metavar="FILE.json", nargs="?", const="-", help="write the document here; without a file, to stdout"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Builds the report and writes what was asked for; 1 when the ledger does not verify."""
+    from rewards.ledger import Ledger
+    from rewards.report import build_report, dumps, write_html, write_json
+
+    if args.out is None and args.json is None:
+        raise UserError("nothing to write: give --out report.html, --json report.json, or both")
+    with Ledger.open(args.ledger) as ledger:
+        report = build_report(ledger, args.run)
+    said = [f"run {report.data['run']}: {report.data['sessions']:,} sessions"]
+    if args.out is not None:
+        said.append(f"page: {write_html(report, args.out)}")
+    if args.json == "-":
+        print(dumps(report.data), end="")
+    elif args.json is not None:
+        said.append(f"document: {write_json(report, args.json)}")
+    say("\n".join(said))
+    if not report.data["ledger"]["verified"]:
+        say(f"error: the ledger does not verify: {report.data['ledger']['first_bad']}")
+        return 1
+    return 0
