@@ -136,5 +136,5 @@ def _redact_sealed(root: Path, chain: Chain, seq: int, columns: Sequence[str]) -
                 column = table[stored]
                 new = pc.if_else(gone, pa.scalar(None, column.type), column)
                 table = table.set_column(table.schema.get_field_index(stored), table.schema.field(stored), new)
-        body.replace([part], [table])
+        body.replace([part], [table], same_rows=False)
     body.vacuum()

@@ -204,7 +204,7 @@ def compact(root: Path) -> int:
     for name in (SESSIONS, TEXTS):
         body = Body(root, name)
         for group in _groups([part for part in body.parts() if part.rows < _SMALL_ROWS]):
-            body.replace(group, [_merged(group)])
+            body.replace(group, [_merged(group)], same_rows=True)
             replaced += len(group)
     return replaced
 

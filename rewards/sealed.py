@@ -96,17 +96,25 @@ class Body:
         properties = CommitProperties(app_transactions=[Transaction(_app(chain), up_to)])
         self._commit(table, [added], "append", properties)
 
-    def replace(self, old: Sequence[Part], rows: Iterable[pa.Table]) -> None:
-        """Puts new files in the place of old ones, in one step: the same rows, better arranged, or without a text."""
+    def replace(self, old: Sequence[Part], rows: Iterable[pa.Table], *, same_rows: bool) -> None:
+        """Puts new files in the place of old ones, in one step.
+
+        same_rows: they are only arranged in another way: engines that follow the table row by row need not look.
+        """
         from deltalake.transaction import RemoveAction
 
         table = self._writable()
-        added: list[Any] = [self._write(batch) for batch in rows]
-        names = {str(part.path.relative_to(self.root)): part for part in old}
+        added: list[Any] = [self._write(batch, changes=not same_rows) for batch in rows]
         now = time.time_ns() // 1_000_000
         removed = [
-            RemoveAction(path=name, data_change=True, deletion_timestamp=now, size=part.bytes, partition_values={})
-            for name, part in names.items()
+            RemoveAction(
+                path=str(part.path.relative_to(self.root)),
+                data_change=not same_rows,
+                deletion_timestamp=now,
+                size=part.bytes,
+                partition_values={},
+            )
+            for part in old
         ]
         self._commit(table, [*added, *removed], "append", None)
 
@@ -140,7 +148,7 @@ class Body:
         self._table.update_incremental()
         return self._table
 
-    def _write(self, rows: pa.Table) -> Any:
+    def _write(self, rows: pa.Table, changes: bool = True) -> Any:
         """One Parquet file, synced; not yet part of the table."""
         import pyarrow.parquet as pq
         from deltalake.transaction import AddAction
@@ -157,7 +165,7 @@ class Body:
         )
         sync_file(path)
         size = path.stat().st_size
-        return AddAction(path.name, size, {}, time.time_ns() // 1_000_000, True, json.dumps(_stats(rows)))
+        return AddAction(path.name, size, {}, time.time_ns() // 1_000_000, changes, json.dumps(_stats(rows)))
 
     def _commit(self, table: "DeltaTable", actions: list[Any], mode: str, properties: Any) -> None:
         from deltalake import PostCommitHookProperties
