@@ -1,0 +1,349 @@
+"""The sealed tables in other engines: each of them rebuilds the live view from the open tables alone."""
+
+import json
+import math
+import os
+from typing import Any
+from urllib.parse import unquote
+
+import deltalake
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rewards import Ledger
+from rewards.schema import sealed_schema, texts_schema
+from tests.rewards.ledger_rows import rows, scratch
+
+RUNS = ("grpo", "dpo")
+
+
+@pytest.fixture(scope="module")
+def root():
+    """Two runs; one was resumed, so that rows of it are superseded, and recorded by two writers; all sealed."""
+    with scratch() as folder, Ledger.open(folder / "ledger", create=True) as ledger:
+        with ledger.writer("grpo") as writer:
+            writer.append(0, rows(100, 2, split="eval")).wait()
+            for step in range(1, 6):
+                kl = math.nan if step == 2 else step / 2
+                writer.append(step, rows(8 * step, 8, prompt=f'Schritt {step}: "größer"?\n', kl_nats=kl)).wait()
+                ledger.seal()  # many small files, so that they are put together
+                if step == 3:
+                    position = writer.checkpoint(3)
+        with (
+            ledger.writer("grpo", resume=position) as writer,
+            ledger.writer("grpo", writer=1, attempt=2) as other,
+        ):
+            for step in range(4, 9):
+                writer.append(step, rows(1000 + 8 * step, 8)).wait()
+                other.append(step, [*rows(2000 + 8 * step, 4), *rows(1, 1, split="eval", components=[])]).wait()
+                ledger.seal()
+        with ledger.writer("dpo") as writer:
+            writer.append(1, rows(0, 3, components=None, response=None, rejected="no")).wait()
+        ledger.redact("grpo", 1, 0, 4, reason="a name", by="a test")
+        ledger.seal()
+        yield ledger.path
+
+
+def files(root, name):
+    """The files of the newest version of a table."""
+    return deltalake.DeltaTable(root / name).file_uris()
+
+
+def plain(table: pa.Table) -> list[dict[str, Any]]:
+    """Rows that compare equal where they are: a NaN is itself."""
+
+    def same(value: Any) -> Any:
+        if isinstance(value, float) and math.isnan(value):
+            return "NaN"
+        if isinstance(value, list):
+            return [same(item) for item in value]
+        return {key: same(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+    return [same(row) for row in table.to_pylist()]
+
+
+def by_place(table: pa.Table) -> pa.Table:
+    return table.sort_by([(name, "ascending") for name in ("attempt", "writer", "seq")])
+
+
+def assert_is_the_live_view(root, run_id: str, given: pa.Table) -> None:
+    """given: in the types of the tables; a column more does no harm."""
+    with Ledger.open(root) as ledger:
+        expected = ledger.sessions(run_id)
+    assert expected.num_rows > 0
+    types = {field.name: field.type for field in sealed_schema()}
+    for name in expected.schema.names:
+        assert given.schema.field(name).type.equals(types.get(name, pa.int64())), name
+    assert plain(by_place(given.select(expected.schema.names))) == plain(by_place(expected))
+
+
+LIVE = """
+    SELECT s.*, b.session_offset + s.position + 1 AS session
+    FROM {sessions} s JOIN {blocks} b USING (chain, block)
+    WHERE b.live AND s.run_id = '{run_id}'
+"""
+
+
+# -- Polars ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run_id", RUNS)
+def test_polars_rebuilds_the_live_view(root, run_id):
+    pl = pytest.importorskip("polars")
+    sessions = pl.scan_delta(str(root / "sessions"))
+    live = pl.scan_delta(str(root / "blocks")).filter("live").select("chain", "block", "session_offset")
+    found = (
+        sessions.join(live, on=["chain", "block"])
+        .with_columns(session=pl.col("session_offset") + pl.col("position") + 1)
+        .filter(pl.col("run_id") == run_id)
+        .collect()
+    )
+    assert found.schema["time"] == pl.Datetime("us", "UTC")
+    assert found.schema["attempt"] == pl.Int32 and found.schema["kl_nats"] == pl.Float32
+    assert found.schema["response_hash"] == pl.Binary
+    schema = pa.schema([*sealed_schema(), ("session", pa.int64())])
+    assert_is_the_live_view(root, run_id, found.select(schema.names).to_arrow().cast(schema))
+
+
+@pytest.fixture
+def folder():
+    with scratch() as memory:
+        yield memory
+
+
+def test_polars_skips_files_by_our_statistics_without_losing_a_row(folder):
+    pl = pytest.importorskip("polars")
+    with Ledger.open(folder / "ledger", create=True) as ledger:
+        for first, run_id in enumerate(("a", "grpo", "dpo", "grpo")):
+            with ledger.writer(run_id) as writer:
+                kl = math.nan if first else None
+                writer.append(4 * first, [*rows(1000 * first, 8, kl_nats=kl), *rows(0, 1, split="eval")]).wait()
+    lazy = pl.scan_delta(str(folder / "ledger" / "sessions"))
+    whole = lazy.collect()
+    assert len(files(folder / "ledger", "sessions")) == 4
+    conditions = (
+        pl.col("run_id") == "dpo",
+        pl.col("step") > 5,
+        pl.col("seq").is_between(3, 5),
+        (pl.col("attempt") == 2) & (pl.col("run_id") == "grpo"),
+        pl.col("attempt").is_null(),  # no statistic says how many are null
+        pl.col("arm").is_null(),
+        pl.col("position").is_null(),
+        pl.col("kl_nats").is_nan(),
+        pl.col("baseline_reward") > 1000,
+    )
+    for condition in conditions:
+        assert lazy.filter(condition).collect().height == whole.filter(condition).height, str(condition)
+    assert 0 < whole.filter(conditions[0]).height < whole.height
+
+
+# -- DuckDB, alone -----------------------------------------------------------------------------------------------------
+
+# Delta's log in SQL: files that were added and not removed. No log entry is ever deleted, so it is all there.
+NEWEST = """
+    SELECT list('{table}/' || add.path) FROM (
+        SELECT add, remove FROM read_json('{table}/_delta_log/*.json', format = 'newline_delimited',
+            columns = {{'add': 'STRUCT(path VARCHAR)', 'remove': 'STRUCT(path VARCHAR)'}})
+    ) WHERE add IS NOT NULL AND add.path NOT IN (
+        SELECT remove.path FROM read_json('{table}/_delta_log/*.json', format = 'newline_delimited',
+            columns = {{'remove': 'STRUCT(path VARCHAR)'}}) WHERE remove IS NOT NULL)
+"""
+
+
+@pytest.mark.parametrize("run_id", RUNS)
+def test_duckdb_alone_rebuilds_the_live_view(root, run_id):
+    with duckdb.connect() as connection:
+        connection.execute("SET TimeZone = 'UTC'")
+        for name in ("sessions", "blocks"):
+            connection.execute(f"SET VARIABLE {name} = ({NEWEST.format(table=root / name)})")
+            ((there,),) = connection.execute(f"SELECT getvariable('{name}')").fetchall()
+            assert sorted(there) == sorted(files(root, name))
+        names = {name: f"read_parquet(getvariable('{name}'))" for name in ("sessions", "blocks")}
+        found = connection.sql(LIVE.format(**names, run_id=run_id)).to_arrow_table()
+    assert_is_the_live_view(root, run_id, found)
+
+
+def test_duckdb_alone_finds_texts_and_components(root):
+    with duckdb.connect() as connection:
+        connection.execute(f"CREATE VIEW sessions AS FROM read_parquet({files(root, 'sessions')!r})")
+        connection.execute(f"CREATE VIEW blocks AS FROM read_parquet({files(root, 'blocks')!r})")
+        connection.execute(f"CREATE VIEW texts AS FROM read_parquet({files(root, 'texts')!r})")
+        texts = connection.execute(
+            "SELECT b.session_offset + s.position + 1 AS session, t.prompt, t.response, t.rejected FROM sessions s "
+            "JOIN blocks b USING (chain, block) LEFT JOIN texts t USING (chain, seq) "
+            "WHERE b.live AND s.run_id = 'grpo' AND s.split = 'train' ORDER BY session"
+        ).fetchall()
+        means = connection.execute(
+            "SELECT c.name, avg(c.value), count(*) FROM sessions s JOIN blocks b USING (chain, block), "
+            "unnest(s.components) AS u(c) WHERE b.live AND s.run_id = 'grpo' GROUP BY 1"
+        ).fetchall()
+    with Ledger.open(root) as ledger:
+        live = ledger.sessions("grpo", texts=True).to_pylist()
+    columns = ("session", "prompt", "response", "rejected")
+    assert texts == [tuple(row[name] for name in columns) for row in live if row["session"] is not None]
+    assert texts[1][1:] == (None, None, None)  # taken out: seq 4 is the second session
+    values = [component["value"] for row in live for component in row["components"] or ()]
+    assert means == [("task", pytest.approx(sum(values) / len(values)), len(values))]
+
+
+# -- pandas ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("run_id", RUNS)
+@pytest.mark.parametrize("reader", ["deltalake", "read_parquet"])
+def test_pandas_rebuilds_the_live_view(root, run_id, reader):
+    pd = pytest.importorskip("pandas")
+
+    def frame(name: str) -> Any:
+        if reader == "read_parquet":  # arrow's types: a whole number that may be null stays whole
+            return pd.read_parquet(files(root, name), dtype_backend="pyarrow")
+        return deltalake.DeltaTable(root / name).to_pandas(types_mapper=pd.ArrowDtype)
+
+    live = frame("blocks").query("live")[["chain", "block", "session_offset"]]
+    found = frame("sessions").merge(live, on=["chain", "block"])
+    found["session"] = found["session_offset"] + found["position"] + 1
+    schema = pa.schema([*sealed_schema(), ("session", pa.int64())])
+    table = pa.Table.from_pandas(found[found["run_id"] == run_id], schema=schema, preserve_index=False)
+    assert_is_the_live_view(root, run_id, table)
+
+
+def test_pandas_by_default_turns_null_into_nan_and_whole_numbers_into_floats(root):
+    pd = pytest.importorskip("pandas")
+    frame = deltalake.DeltaTable(root / "sessions").to_pandas()
+    assert frame["position"].dtype == "float64" and frame["attempt"].dtype == "int32"
+    assert frame["time"].dtype == pd.DatetimeTZDtype("us", "UTC")
+    stored = deltalake.DeltaTable(root / "sessions").to_pyarrow_table()["kl_nats"]
+    nulls = stored.null_count
+    assert nulls > 0 and frame["kl_nats"].isna().sum() == nulls + 8  # eight are NaN, and cannot be told from null
+
+
+# -- Hugging Face datasets ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def datasets(monkeypatch):
+    """The library where it is installed, without a network."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    library = pytest.importorskip("datasets")
+    if not hasattr(library, "load_dataset"):
+        pytest.skip("Hugging Face datasets is not installed")  # the folder datasets/ of a checkout is none
+    monkeypatch.setattr("socket.socket.connect", _no_network)
+    library.disable_progress_bars()
+    yield library
+    library.enable_progress_bars()
+
+
+def _no_network(*_: object) -> None:
+    raise AssertionError("the network was asked for")
+
+
+@pytest.mark.parametrize("run_id", RUNS)
+def test_hugging_face_datasets_rebuilds_the_live_view(root, run_id, datasets, tmp_path):
+    loaded = datasets.load_dataset(
+        "parquet",
+        data_files=files(root, "sessions"),
+        split="train",
+        cache_dir=str(tmp_path),
+    )
+    blocks = datasets.load_dataset("parquet", data_files=files(root, "blocks"), split="train", cache_dir=str(tmp_path))
+    offset = {(b["chain"], b["block"]): b["session_offset"] for b in blocks if b["live"]}
+    live = loaded.filter(lambda row: (row["chain"], row["block"]) in offset and row["run_id"] == run_id)
+
+    def number(row: dict[str, Any]) -> dict[str, Any]:
+        place = row["position"]
+        return {"session": None if place is None else offset[row["chain"], row["block"]] + place + 1}
+
+    numbered = live.map(number, features=datasets.Features({**live.features, "session": datasets.Value("int64")}))
+    schema = pa.schema([*sealed_schema(), ("session", pa.int64())])
+    assert_is_the_live_view(root, run_id, numbered.data.table.select(schema.names).cast(schema))
+
+
+def test_hugging_face_datasets_streams_the_texts(root, datasets):
+    stream = datasets.load_dataset("parquet", data_files=files(root, "texts"), split="train", streaming=True)
+    with Ledger.open(root) as ledger:
+        rejected = [row["rejected"] for row in ledger.sessions("dpo", texts=True).to_pylist()]
+    assert [row["rejected"] for row in stream if row["run_id"] == "dpo"] == rejected == ["no"] * 3
+
+
+# -- the tables themselves ---------------------------------------------------------------------------------------------
+
+
+def test_every_file_has_the_types_of_the_schema(root):
+    schemas = {"sessions": sealed_schema(), "texts": texts_schema()}
+    for name, schema in schemas.items():
+        assert files(root, name)
+        for file in files(root, name):
+            assert pq.read_schema(file).remove_metadata().equals(schema)
+
+
+def test_the_tables_ask_for_no_feature_that_old_readers_lack(root):
+    for name in ("sessions", "texts", "blocks", "attempts"):
+        protocol = deltalake.DeltaTable(root / name).protocol()
+        assert (protocol.min_reader_version, protocol.reader_features) == (1, None)
+
+
+def test_attempts_say_up_to_which_step_each_counts(root):
+    table = deltalake.DeltaTable(root / "attempts").to_pyarrow_table()
+    columns = ("run_id", "attempt", "resume_step", "live", "live_up_to_step")
+    assert [tuple(row[name] for name in columns) for row in table.sort_by("attempt_id").to_pylist()] == [
+        ("grpo", 1, None, True, 3),
+        ("grpo", 2, 3, True, None),
+        ("dpo", 1, None, True, None),
+    ]
+
+
+def _actions(root, name, kind):
+    log = sorted((root / name / "_delta_log").glob("*.json"))
+    lines = [json.loads(line) for path in log for line in path.read_text().splitlines()]
+    return [line[kind] for line in lines if kind in line]
+
+
+def test_an_engine_that_follows_the_log_sees_each_row_once_and_a_redaction_as_a_change(root):
+    for name, changed in (("sessions", 0), ("texts", 1)):
+        removed = _actions(root, name, "remove")
+        added = [action for action in _actions(root, name, "add") if action["dataChange"]]
+        assert len(removed) > 8  # small files were put together
+        assert sum(action["dataChange"] for action in removed) == changed
+        with Ledger.open(root) as ledger:
+            stored = sum(ledger.sessions(run, live=False).num_rows for run in RUNS)
+        rewritten = [action["path"] for action in removed if action["dataChange"]]
+        counted = sum(json.loads(a["stats"])["numRecords"] for a in added)
+        again = sum(json.loads(a["stats"])["numRecords"] for a in added[-changed:]) if rewritten else 0
+        assert counted - again == stored
+
+
+def test_a_folder_that_was_not_vacuumed_holds_rows_twice_and_the_log_does_not(folder):
+    with Ledger.open(folder / "ledger", create=True) as ledger:
+        with ledger.writer("r", seal_rows=None) as writer:
+            for step in range(1, 11):
+                writer.append(step, rows(step, 4)).wait()
+                ledger.seal(vacuum=False)
+        table = folder / "ledger" / "sessions"
+        assert pq.read_table(table).num_rows > 40
+        assert sum(pq.read_metadata(file).num_rows for file in files(folder / "ledger", "sessions")) == 40
+        ledger.seal()
+        assert pq.read_table(table).num_rows == 40
+
+
+def test_past_a_checkpoint_of_the_log_the_tables_still_open(folder, monkeypatch):
+    pl = pytest.importorskip("polars")
+    monkeypatch.setattr("rewards.sealed._CHECKPOINT_EVERY", 5)
+    with Ledger.open(folder / "ledger", create=True) as ledger, ledger.writer("r") as writer:
+        for step in range(1, 9):
+            writer.append(step, rows(step, 2, components=None)).wait()
+            ledger.seal()
+        assert (folder / "ledger" / "sessions" / "_delta_log" / "_last_checkpoint").exists()
+        frame = pl.scan_delta(str(folder / "ledger" / "sessions")).collect()
+        assert sorted(frame["seq"]) == list(range(1, 17))
+        assert ledger.sessions("r").num_rows == 16
+
+
+def test_a_path_that_urls_encode_reaches_engines_once_it_is_decoded(folder):
+    root = folder / "a run's ledger é"
+    with Ledger.open(root, create=True) as ledger, ledger.writer("r") as writer:
+        writer.append(1, rows(0, 3)).wait()
+    uris = files(root, "sessions")
+    assert not os.path.exists(uris[0])
+    assert duckdb.execute("SELECT count(*) FROM read_parquet($1)", [list(map(unquote, uris))]).fetchone() == (3,)
