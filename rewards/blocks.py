@@ -13,7 +13,7 @@ from rewards.lineage import Lineage
 from rewards.sqlite import snapshot, translated
 
 _FIELDS = ("first_seq", "count", "sessions", "step")
-_SEQ_BITS = 44  # chain and seq in one whole number: 17 million million rows a chain
+_SEQ_BITS = 36  # chain and seq in one whole number: 68 thousand million rows a chain
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,8 @@ class Blocks:
     live: np.ndarray[Any, np.dtype[np.bool_]]
     offset: np.ndarray[Any, np.dtype[np.int64]]
 
-    def find(self, chains: Any, first_seqs: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def find(self, wanted: np.ndarray[Any, Any]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """The index of the block of each row, and whether there is one (the index is 0 where there is none)."""
-        wanted = place_keys(chains, first_seqs)
         where = np.searchsorted(self.keys, wanted)
         known = where < len(self.keys)
         known[known] = self.keys[where[known]] == wanted[known]
@@ -103,7 +102,7 @@ def number(lineage: Lineage, found: list[ChainBlocks]) -> Blocks:
 
 
 def block_table(lineage: Lineage, chains: list[Chain]) -> pa.Table:
-    """The blocks as a table for other engines: join it on (chain, block); session = session_offset + position + 1."""
+    """The blocks as a table for other engines: join it on block; session = session_offset + position + 1."""
     return as_table(number(lineage, read_all(chains)), chains)
 
 
@@ -120,7 +119,8 @@ def as_table(blocks: Blocks, chains: list[Chain]) -> pa.Table:
     return pa.table(
         {
             "chain": blocks.chain,
-            "block": blocks.first_seq,
+            "block": blocks.keys,
+            "first_seq": blocks.first_seq,
             "run_id": spread([i.run_id for i in identities], pa.string()),
             "attempt": spread([i.attempt for i in identities], pa.int32()),
             "writer": spread([i.writer for i in identities], pa.int32()),

@@ -18,7 +18,6 @@ from rewards.sqlite import APPLICATION_ID, connect_writable, snapshot, sync_fold
 
 DATABASE = "ledger.db"
 TAILS = "tails"
-MAX_WRITERS = 10_000  # an attempt
 
 
 def _parts(*keys: str) -> str:
@@ -46,11 +45,7 @@ class Chain:
     attempt: Attempt
     identity: TailIdentity
     path: Path
-
-    @property
-    def number(self) -> int:
-        """Unique in the ledger: what sealed rows name their chain by."""
-        return self.attempt.id * MAX_WRITERS + self.identity.writer
+    number: int  # of the event that it joined with: unique in the ledger, what sealed rows name their chain by
 
 
 def create(root: Path) -> None:
@@ -122,7 +117,7 @@ def read_chains(ledger: sqlite3.Connection, root: Path, lineage: Lineage, run_id
         identity = TailIdentity(
             event.run_id, attempt.number, event.writer or 0, content["first_seq"], content["genesis"]
         )
-        chains.append(Chain(attempt, identity, root / TAILS / content["file"]))
+        chains.append(Chain(attempt, identity, root / TAILS / content["file"], event.seq))
     return sorted(chains, key=lambda chain: (chain.attempt.id, chain.identity.writer))
 
 

@@ -52,10 +52,13 @@ def text_hashes(column: str, salts: Sequence[bytes | None], texts: Sequence[byte
     sha256 = hashlib.sha256
     before = _TEXT + b"s" + SALT_BYTES.to_bytes(8, "little")
     after = _frames(column)
-    return [
-        None if text is None or salt is None else sha256(before + salt + after + text).digest()
-        for salt, text in zip(salts, texts, strict=True)
-    ]
+    if None in texts or None in salts:
+        return [
+            None if text is None or salt is None else sha256(before + salt + after + text).digest()
+            for salt, text in zip(salts, texts, strict=True)
+        ]
+    pairs = zip(salts, texts, strict=True)
+    return [sha256(before + salt + after + text).digest() for salt, text in pairs]  # type: ignore[operator]
 
 
 def event_hash(previous: str, fields: Iterable[Any]) -> str:

@@ -11,8 +11,10 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from rewards import hot_v1
@@ -166,15 +168,31 @@ def _salted(texts: dict[str, pa.Array]) -> tuple[dict[str, pa.Array], dict[str, 
     for name in TEXT_COLUMNS:
         if name not in texts:
             continue
-        values = texts[name].cast(pa.binary()).to_pylist()
-        noise = os.urandom(SALT_BYTES * len(values))
-        salt_of = {text: noise[i * SALT_BYTES : (i + 1) * SALT_BYTES] for i, text in enumerate(dict.fromkeys(values))}
-        salt_of.pop(None, None)
-        hash_of = dict(zip(salt_of, text_hashes(name, list(salt_of.values()), list(salt_of)), strict=True))
+        values = _bytes_of(texts[name])
+        place = {text: i for i, text in enumerate(dict.fromkeys(values))}
+        place.pop(None, None)
+        distinct = list(place)
+        noise = os.urandom(SALT_BYTES * (len(distinct) + 1))
+        salts = [noise[i : i + SALT_BYTES] for i in range(0, SALT_BYTES * len(distinct), SALT_BYTES)]
+        digests = text_hashes(name, salts, distinct)
+        salts_array, digests_array = pa.array(salts, pa.binary()), pa.array(digests, pa.binary())
+        if len(distinct) < len(values):
+            take = pa.array([place.get(text) for text in values], pa.int32())
+            salts_array, digests_array = salts_array.take(take), digests_array.take(take)
         salted[name] = texts[name]
-        salted[f"{name}_salt"] = pa.array(map(salt_of.get, values), pa.binary(), size=len(values))
-        hashes[f"{name}_hash"] = pa.array(map(hash_of.get, values), pa.binary(), size=len(values))
+        salted[f"{name}_salt"], hashes[f"{name}_hash"] = salts_array, digests_array
     return salted, hashes
+
+
+def _bytes_of(array: pa.Array) -> list[bytes | None]:
+    """The UTF-8 of texts."""
+    if array.null_count:
+        values: list[bytes | None] = array.cast(pa.binary()).to_pylist()
+        return values
+    _, offsets, data = array.buffers()
+    bounds = np.frombuffer(offsets, "<i4", len(array) + 1, 4 * array.offset).tolist()
+    body = b"" if data is None else data.to_pybytes()
+    return [body[start:stop] for start, stop in pairwise(bounds)]
 
 
 # -- reading: every function takes a snapshot of the file ------------------------------------------------------------
@@ -213,6 +231,14 @@ def last_block(tail: sqlite3.Connection, seq: int | None = None) -> Block | None
     query = "SELECT first_seq, count, sessions, step, time, head FROM blocks" + where
     row = tail.execute(query + " ORDER BY first_seq DESC LIMIT 1", arguments).fetchone()
     return None if row is None else Block(*row)
+
+
+def live_counts(tail: sqlite3.Connection, max_step: int | None) -> tuple[int, int]:
+    """How many train sessions there are up to a step, and the highest step that has one."""
+    where, arguments = ("", ()) if max_step is None else (" AND step <= ?", (max_step,))
+    query = "SELECT coalesce(sum(sessions), 0), coalesce(max(step), 0) FROM blocks WHERE sessions > 0" + where
+    sessions, last = tail.execute(query, arguments).fetchone()
+    return sessions, last
 
 
 @lru_cache(maxsize=512)

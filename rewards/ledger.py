@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from rewards import catalog, events, notes, query, reading, redact, sealer, sizes, view
-from rewards.catalog import DATABASE, MAX_WRITERS
+from rewards.catalog import DATABASE
 from rewards.chain import EVENTS_CHAIN, chain_name, ledger_head
 from rewards.claims import Claim, claim
 from rewards.errors import LedgerError
@@ -242,8 +242,8 @@ def _check_names(run_id: Any, writer: Any, attempt: Any, arm: Any, pipeline_id: 
             continue
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
             raise LedgerError(f"{name} is {value!r}; give a name in printable characters")
-    if not isinstance(writer, int) or isinstance(writer, bool) or not 0 <= writer < MAX_WRITERS:
-        raise LedgerError(f"writer is {writer!r}, not a whole number from 0 to {MAX_WRITERS - 1}")
+    if not isinstance(writer, int) or isinstance(writer, bool) or writer < 0:
+        raise LedgerError(f"writer is {writer!r}, not a whole number from 0")
     if writer > 0 and attempt is None:
         raise LedgerError(f"writer {writer} joins an attempt: pass attempt=, as writer 0 got it from the ledger")
     if attempt is not None and (not isinstance(attempt, int) or isinstance(attempt, bool) or attempt < 1):

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     import duckdb
 
 _SHOWN = ", ".join(f's."{column.name}"' for column in COLUMNS)
-_NUMBER = "CASE WHEN b.live THEN b.session_offset + s.position + 1 END AS session"
+_NUMBER = "b.session_offset + s.position + 1"  # null for eval rows: they have no position
+_JOINED = "FROM stored_sessions s JOIN blocks b USING (block)"
 _VIEWS = {
-    # The live view of most ledgers is nearly all of it: joining first lets the engine read a column once.
-    "live": f"SELECT {_SHOWN}, {_NUMBER} FROM stored_sessions s JOIN blocks b USING (chain, block) WHERE b.live",
-    "sessions": f"SELECT {_SHOWN}, {_NUMBER}, b.live FROM stored_sessions s JOIN blocks b USING (chain, block)",
+    "live": f"SELECT {_SHOWN}, {_NUMBER} AS session {_JOINED} WHERE b.live",
+    "sessions": f"SELECT {_SHOWN}, CASE WHEN b.live THEN {_NUMBER} END AS session, b.live {_JOINED}",
     "texts": f"SELECT run_id, attempt, writer, seq, {', '.join(TEXT_COLUMNS)} FROM stored_texts",
 }
 

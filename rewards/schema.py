@@ -125,9 +125,9 @@ TEXT_HASHES = tuple(f"{name}_hash" for name in TEXT_COLUMNS)
 FILE_COLUMNS = ("run_id", "attempt", "writer")
 STORED: tuple[Column, ...] = tuple(column for column in COLUMNS if column.name not in FILE_COLUMNS)
 
-# What a sealed row says beyond its columns. chain and block name the commit it belongs to (`chain` is unique in the
-# ledger, `block` is the seq of the commit's first row), position counts the commit's train rows from 0: with the offset
-# of its commit it is the session's number, so numbering a run needs no sort of its rows.
+# What a sealed row says beyond its columns. chain and block name its writer's chain and its commit; both are unique in
+# the ledger. position counts the commit's train rows from 0: with the offset of its commit it is the session's number,
+# so numbering a run needs no sort of its rows.
 PLACE_FIELDS = (pa.field("chain", _I64), pa.field("block", _I64), pa.field("position", _I32))
 
 # A text has a salt of its own: taking out one text and its salt leaves the others of the row provable.

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rewards.blocks import block_table
+from rewards.blocks import block_table, place_keys
 from rewards.catalog import DATABASE, Chain, read_chains, read_lineage
 from rewards.errors import LedgerError
 from rewards.hot import HotRows, drop_rows, hot_rows, is_first_version
@@ -127,7 +127,7 @@ def sealed_rows(chain: Chain, hot: HotRows) -> pa.Table:
     given = {name: hot.rows.column(name) for name in hot.rows.schema.names}
     given |= _keys(chain, hot.first_seq, count)
     train = pc.equal(given["split"], "train").to_numpy(zero_copy_only=False)
-    given["block"] = pa.repeat(pa.scalar(hot.first_seq, pa.int64()), count)
+    given["block"] = pa.repeat(pa.scalar(int(place_keys(chain.number, hot.first_seq)), pa.int64()), count)
     given["position"] = pa.array(np.cumsum(train) - 1, pa.int32(), mask=~train)
     if "components" in given:
         given["components"] = full_components(given["components"])

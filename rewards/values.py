@@ -3,6 +3,7 @@
 import numbers
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,8 @@ def as_array(column: Column, values: Any, where: str = "row", count: int | None 
     elif isinstance(values, np.ndarray):
         values = _from_numpy(column, values, where)
     if isinstance(values, pa.Array):
-        array = values if values.type == column.type else _from_arrow(column, values, where)
+        fits = values.type == column.type or (column.name == "components" and _is_known(values.type))
+        array = values if fits else _from_arrow(column, values, where)
         if column.required or column.one_of:
             _check_array(column, array, where)
         elif column.name == "components":
@@ -129,6 +131,15 @@ def _may_become(kind: pa.DataType, column: Column) -> bool:
     if wanted == "time":
         return bool(whole or (pa.types.is_timestamp(kind) and kind.tz is not None))
     return bool(whole if wanted == "int" else pa.types.is_boolean(kind))
+
+
+@lru_cache(maxsize=64)
+def _is_known(kind: pa.DataType) -> bool:
+    """Whether a type is that of components of which some keys are not given."""
+    if not pa.types.is_list(kind) or not pa.types.is_struct(kind.value_type):
+        return False
+    given = {field.name: field.type for field in kind.value_type}
+    return "name" in given and all(n in _COMPONENTS and _COMPONENTS[n].type == t for n, t in given.items())
 
 
 def _check_components(array: pa.Array, where: str) -> None:

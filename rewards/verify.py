@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from rewards import events
 from rewards.blocks import number as numbered
-from rewards.blocks import read_all
-from rewards.catalog import DATABASE, MAX_WRITERS, TAILS, Chain, read_chains, read_lineage
+from rewards.blocks import place_keys, read_all
+from rewards.catalog import DATABASE, TAILS, Chain, read_chains, read_lineage
 from rewards.chain import EVENTS_CHAIN, EVENTS_GENESIS, chain_name, genesis, ledger_head
 from rewards.errors import LedgerError
 from rewards.hot import Block, HotRows, holds_rows, hot_rows, last_block, read_blocks, read_identity
@@ -149,7 +149,7 @@ def _verify_chains(
         return
     for shelf in shelves:
         history.problems += [bad for bad in (shelf.body.damage, *shelf.bad) if bad]
-    redacted = _redacted(stored, lineage)
+    redacted = _redacted(stored, chains)
     for chain in chains:
         tail = tails[chain.number]
         where = f"run {chain.identity.run_id}, attempt {chain.identity.attempt}, writer {chain.identity.writer}"
@@ -226,15 +226,16 @@ def _nothing_more(tail: _Tail, shelves: tuple[Shelf, Shelf]) -> str | None:
     return None
 
 
-def _redacted(stored: list[events.Event], lineage: Lineage) -> Redacted:
+def _redacted(stored: list[events.Event], chains: list[Chain]) -> Redacted:
     """Which texts were taken out, as the events say."""
+    numbers = {chain.identity.key: chain.number for chain in chains}
     found: dict[tuple[int, int], frozenset[str]] = {}
     for event in stored:
         if event.kind == "text_redacted":
             content = event.content()
-            attempt = lineage.runs.get(event.run_id, {}).get(content["attempt"])
-            if attempt is not None:
-                key = (attempt.id * MAX_WRITERS + content["writer"], content["seq"])
+            number = numbers.get((event.run_id, content["attempt"], content["writer"]))
+            if number is not None:
+                key = (number, content["seq"])
                 found[key] = found.get(key, frozenset()) | frozenset(content["columns"])
     return found
 
@@ -263,7 +264,7 @@ def _sessions_of(block: Block, chain: Chain, chains: list[Chain], lineage: Linea
     if not block.sessions:
         return f"{rows} (not numbered)"
     blocks = numbered(lineage, read_all(c for c in chains if c.identity.run_id == chain.identity.run_id))
-    where, _ = blocks.find([chain.number], [block.first_seq])
+    where, _ = blocks.find(place_keys([chain.number], [block.first_seq]))
     before = int(blocks.offset[where[0]])
     return f"{rows} (sessions {before + 1} to {before + block.sessions})"
 

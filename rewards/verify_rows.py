@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rewards.blocks import place_keys
 from rewards.catalog import Chain
 from rewards.chain import ChainHasher, text_hashes
 from rewards.errors import LedgerError
@@ -236,7 +237,8 @@ def _shape_reasons(chain: Chain, blocks: list[Block], rows: pa.Table) -> dict[in
     before = np.cumsum(train) - train
     position = np.where(train, before - np.repeat(before[starts], counts), -1)
     stored = pc.fill_null(rows["position"], -1).to_numpy()
-    misplaced = (stored != position) | (rows["block"].to_numpy() != np.repeat([b.first_seq for b in blocks], counts))
+    keys = place_keys(chain.number, [b.first_seq for b in blocks])
+    misplaced = (stored != position) | (rows["block"].to_numpy() != np.repeat(keys, counts))
     for name, value in zip(FILE_COLUMNS, chain.identity.key, strict=True):
         misplaced |= ~pc.fill_null(pc.equal(rows[name], value), False).to_numpy(zero_copy_only=False)
     wrong_keys = np.add.reduceat(misplaced.astype(np.int64), starts)

@@ -12,7 +12,7 @@ from rewards import events
 from rewards.blocks import place_keys
 from rewards.catalog import DATABASE, Chain, read_chains, read_lineage
 from rewards.errors import LedgerError
-from rewards.hot import read_blocks
+from rewards.hot import live_counts
 from rewards.lineage import Lineage
 from rewards.reading import Look, look, retried
 from rewards.schema import CLAIM_KINDS, EVENT_KINDS, TEXT_COLUMNS, arrow_schema
@@ -37,7 +37,7 @@ def _session_table(seen: Look, run_id: str, live: bool, texts: bool, damaged: li
     names = [*schema.names, "chain", "block", "position"]
     table = pa.concat_tables([*seen.sealed(names, run_id, damaged), seen.hot.select(names)]).combine_chunks()
     blocks = seen.blocks
-    where, known = blocks.find(table["chain"].to_numpy(), table["block"].to_numpy())
+    where, known = blocks.find(table["block"].to_numpy())
     if damaged is None:
         _check_complete(seen, where[known])
     keep = known & blocks.live[where] if live else known  # unknown: committed and sealed after we looked at the tail
@@ -138,9 +138,8 @@ def _overview(lineage: Lineage, run_id: str, chains: list[Chain], ends: list[eve
     for chain in chains:
         if chain.attempt.id in limits:
             with snapshot(chain.path) as tail:
-                blocks = read_blocks(tail, limits[chain.attempt.id])
-            sessions += sum(block.sessions for block in blocks)
-            steps = max([steps, *(block.step for block in blocks if block.sessions)])
+                count, highest = live_counts(tail, limits[chain.attempt.id])
+            sessions, steps = sessions + count, max(steps, highest)
     last = [event for event in ends if event.run_id == run_id and event.attempt == newest.number][-1:]
     status = "open"
     if last:
