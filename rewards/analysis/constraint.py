@@ -18,12 +18,16 @@ AROUND = 10
 Event = Mapping[str, Any]
 
 
-def kl_curve(table: pa.Table, bins: Sequence[Bin]) -> dict[str, Any]:
-    """Divergence from the reference and baseline reward per bin. Units: nats a session."""
+def kl_curve(table: pa.Table, bins: Sequence[Bin], reason: str | None = None) -> dict[str, Any]:
+    """Divergence from the reference and baseline reward per bin. Units: nats a session.
+
+    reason: why the record has no divergence, where it says so.
+    """
     kl, baseline = floats(table, "kl_nats"), floats(table, "baseline_reward")
     known = int(np.isfinite(kl).sum())
     if known == 0:
-        return {"bins": [], "n": 0, "why": "kl_nats is null in every session"}
+        why = "kl_nats is null in every session" if table.num_rows else "the run has no sessions"
+        return {"bins": [], "n": 0, "why": f"{why}: {reason}" if reason else why}
     rows = []
     for found in bins:
         part = slice(found.start, found.stop)
@@ -39,9 +43,16 @@ def kl_curve(table: pa.Table, bins: Sequence[Bin]) -> dict[str, Any]:
 
 
 def reference(
-    table: pa.Table, steps: NDArray[np.int64], events: Sequence[Event], windows: tuple[slice, slice] | None
+    table: pa.Table,
+    steps: NDArray[np.int64],
+    events: Sequence[Event],
+    windows: tuple[slice, slice] | None,
+    reason: str | None = None,
 ) -> dict[str, Any]:
-    """Which reference the sessions were held to, how far the policy went from it, and the pivots measured on it."""
+    """Which reference the sessions were held to, how far the policy went from it, and the pivots measured on it.
+
+    reason: why the record names no reference, where it says so.
+    """
     kl = floats(table, "kl_nats")
     ids: dict[str, int] = {}
     for found in strings(table, "reference_id"):
@@ -59,7 +70,7 @@ def reference(
         ],
         "kl_nats": {name: mean_estimate(kl[end]).as_dict() for name, end in zip(("first", "last"), ends, strict=True)},
         "pivots": pivots,
-        "why": None if ids else "no session names a reference",
+        "why": None if ids else "no session names a reference" + (f": {reason}" if reason else ""),
     }
 
 

@@ -131,6 +131,12 @@ class Attempts:
             self._ledger = Ledger.open(self._path, create=True)
         return self._ledger
 
+    def payloads(self, kind: str) -> list[dict[str, Any]]:
+        """What the attempts before this one have announced of a kind, where it still counts."""
+        if self.rank > 0 or self.writer.resume_step is None:
+            return []
+        return [event["payload"] for event in self._opened().events(self.run_id, kind=kind)]
+
     def checkpoint(self, step: int, folder: Path | None) -> None:
         """Flushes all ranks; rank 0 records the checkpoint and puts the position into its folder."""
         writer = self.writer

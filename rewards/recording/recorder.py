@@ -241,8 +241,10 @@ class Recorder:
         assert self._functions is not None
         self._functions.agree(found, self._arguments if found is None else found.args)
         self._agreed = found
+        known = self.attempts.payloads("scorer_registered")
         for payload in self._functions.registrations():
-            self.event("scorer_registered", payload, step=self._last_step)
+            if payload not in known:
+                self.event("scorer_registered", payload, step=self._last_step)
 
     def _done(self, batch: Batch, problem: str | None) -> None:
         """A batch is whole, or will not become so: its sessions are recorded. problem: what happened, if known."""

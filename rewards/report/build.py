@@ -9,6 +9,7 @@ import numpy as np
 
 from rewards.analysis import constraint, convergence, recalibrations, summary
 from rewards.analysis.columns import component_roles, floats, strings, where
+from rewards.report import origin
 from rewards.report.record import Record
 
 SCHEMA = 1
@@ -36,6 +37,7 @@ def build(record: Record) -> Report:
     windows = summary.end_windows(table.num_rows)
     changes = recalibrations.recalibration_table(table, record.steps, own)
     samples = _samples(record)
+    absent = origin.reasons(own)
     data = {
         "schema": SCHEMA,
         "run": record.run_id,
@@ -46,8 +48,8 @@ def build(record: Record) -> Report:
         "convergence": _convergence(record, own, bins, changes),
         "categories": summary.categories(table),
         "behaviour": summary.behaviour(table, bins, summary.phrases_of(own, record.run_id), record.online),
-        "kl": constraint.kl_curve(table, bins),
-        "reference": constraint.reference(table, record.steps, own, windows),
+        "kl": constraint.kl_curve(table, bins, absent.get("kl_nats")),
+        "reference": constraint.reference(table, record.steps, own, windows, absent.get("reference_id")),
         "leverage": constraint.leverage(own, changes),
         "recalibrations": changes,
         "withheld": recalibrations.withheld_table(record.steps, own),
@@ -230,6 +232,7 @@ def _limits(record: Record, data: Mapping[str, Any]) -> list[str]:
         "Verification recomputes every hash from the stored rows. That the whole chain was not rewritten, or its end "
         "not cut off, only a head kept elsewhere can show."
     )
+    found += origin.sentences([event for event in record.events if event["run_id"] == record.run_id])
     missing = data["summary"]["sessions_without_reward"]
     if missing:
         found.append(f"{missing} of {data['sessions']} sessions have no baseline reward and take no part in any mean.")

@@ -16,7 +16,7 @@ from rewards.errors import LedgerError
 if TYPE_CHECKING:
     from rewards.ledger import Ledger
 
-ONLINE = frozenset({"grpo", "rloo", "ppo"})
+ONLINE = frozenset({"grpo", "rloo", "ppo", "rl"})  # rl: recorded from a trainer that does not say which
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 
 from rewards import Ledger, Recorder, recorded
 from rewards.errors import ConfigError, LedgerError
+from rewards.report import write_report
 from tests.rewards.fake_trainer import FakeTrainer, configuration
 from tests.rewards.recorder_parts import batch, events, last, length, read, state
 
@@ -103,6 +104,30 @@ def test_a_resumed_run_counts_once(tmp_path: Path) -> None:
     assert resumed["payload"] == {"resume_step": 2, "from_attempt": 1}
     assert [e["step"] for e in events(folder / "ledger", "step_stats")] == [1, 2, 3, 4, 5, 6]
     assert [e["step"] for e in events(folder / "ledger", "checkpoint")] == [2, 4, 6]
+
+
+def test_functions_that_a_resumed_run_keeps_are_registered_once(tmp_path: Path) -> None:
+    resume = str(tmp_path / "out" / "checkpoint-2")
+    train(tmp_path, max_steps=2)
+    train(tmp_path, resume)
+    assert [e["payload"]["name"] for e in events(tmp_path / "ledger", "scorer_registered")] == ["length", "last"]
+    train(tmp_path, resume, weights=[2, 1], reward_weights=[2, 1])
+    registered = [
+        (e["payload"]["name"], e["payload"]["weight"]) for e in events(tmp_path / "ledger", "scorer_registered")
+    ]
+    assert registered == [("length", 1.0), ("last", 1.0), ("length", 2.0)]
+
+
+def test_a_report_says_what_is_not_on_record_and_why(tmp_path: Path) -> None:
+    train(tmp_path, eval_steps=2)
+    with Ledger.open(tmp_path / "ledger") as ledger:
+        data = write_report(ledger, "run", html=tmp_path / "report.html")
+    reason = "kl_nats is null in every session: reward functions and callbacks see no log-probabilities"
+    assert data["kl"] == {"bins": [], "n": 0, "why": reason}
+    assert data["reference"]["why"].startswith("no session names a reference: the trainer does not say")
+    assert data["sessions"] == 16 and data["summary"]["evaluation_sessions"] == 8
+    assert any(line.startswith("Not on record: kl_nats, kl_k3_nats") for line in data["limits"])
+    assert "see no log-probabilities" in (tmp_path / "report.html").read_text()
 
 
 def test_changed_settings_of_a_resumed_run_are_told(tmp_path: Path) -> None:
