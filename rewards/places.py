@@ -130,27 +130,21 @@ def _unread(ledger: Ledger, error: Exception) -> LedgerError:
 
 def _live_row(connection: DuckDBPyConnection, run_id: str, number: int) -> dict[str, Any]:
     """The row of a session; its block is looked up first, so that only its own rows are read."""
-    blocks = "SELECT attempt, writer, block, rows FROM blocks WHERE run_id = ? AND live"
+    blocks = "SELECT attempt, writer, first_seq, first_seq + rows - 1 AS last_seq FROM blocks WHERE run_id = ? AND live"
     found = []
     if 0 < number < _INT64:
-        found = rows(
-            connection,
-            f"{blocks} AND session_offset < ? AND session_offset + sessions >= ?",
-            [run_id, number, number],
-        )
+        asked_for = [run_id, number, number]
+        found = rows(connection, f"{blocks} AND session_offset < ? AND session_offset + sessions >= ?", asked_for)
     if not found:
         query = "SELECT max(session_offset + sessions) AS last FROM blocks WHERE run_id = ? AND live"
         (last,) = rows(connection, query, [run_id])
         there = f"its sessions are 1 to {last['last']:,}" if last["last"] else "it has none yet"
         raise LedgerError(f"run `{run_id}` has no session {number}: {there}")
-    (block,) = found
-    (row,) = rows(
-        connection,
-        "SELECT *, true AS live FROM live WHERE run_id = ? AND attempt = ? AND writer = ? AND seq BETWEEN ? AND ? "
-        "AND session = ?",
-        [run_id, block["attempt"], block["writer"], block["block"], block["block"] + block["rows"] - 1, number],
-    )
-    return row
+    among = "run_id = ? AND attempt = ? AND writer = ? AND seq BETWEEN ? AND ? AND session = ?"
+    row = rows(connection, f"SELECT *, true AS live FROM live WHERE {among}", [run_id, *found[0].values(), number])
+    if not row:
+        raise LedgerError(f"run `{run_id}`: the row of session {number} is not where it was written; run verify")
+    return row[0]
 
 
 def _with_texts(connection: DuckDBPyConnection, row: dict[str, Any]) -> dict[str, Any]:
