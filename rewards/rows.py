@@ -109,7 +109,7 @@ def _check_present(column: Column, array: pa.Array | None) -> None:
 
 def _by_column(rows: Any) -> tuple[int, dict[str, Any]]:
     if isinstance(rows, pa.Table | pa.RecordBatch):
-        return rows.num_rows, {name: rows.column(name) for name in rows.schema.names}
+        return rows.num_rows, dict(zip(rows.schema.names, rows.columns, strict=True))
     if isinstance(rows, Mapping):
         lengths = {name: len(values) for name, values in rows.items() if is_column(values)}
         if len(set(lengths.values())) > 1:
