@@ -74,6 +74,7 @@ class Fields:
         self.options = options
         self.seen: set[str] = set()
         self.given: set[str] = set()
+        self.filled_in: frozenset[str] | None = None
         self.renumbered: set[str] = set()
         self.runs: set[str | None] = set()
 

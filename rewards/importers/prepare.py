@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rewards.errors import UserError
+from rewards.errors import DataError, UserError
 from rewards.importers.components import PREFIX, flat_components, nested_components, split_name
 from rewards.importers.convert import Misfit, check_allowed, to_column
 from rewards.importers.fields import Fields
@@ -17,6 +17,7 @@ from rewards.importers.place import Chunk
 from rewards.schema import BY_NAME, TEXT_COLUMNS, Column
 
 DEFAULTS = {"pipeline": "import", "split": "train"}
+_FILLED_IN = frozenset(["session", "step", "split", "pipeline", "prompt_id", "time"])
 _SESSION = Column("session", pa.int64(), "", "number of the session in its run, from 1")
 _STEP = Column("step", pa.int64(), "", "optimizer step", required=True)
 _TEXTS = {name: Column(name, pa.string(), "", name) for name in TEXT_COLUMNS}
@@ -72,12 +73,26 @@ def prepare(chunk: Chunk, fields: Fields, constants: dict[str, pa.Array]) -> Pre
                 columns[target] = _column(chunk, name, target)
     if flat:
         columns["components"] = _components(chunk, flat)
+    _check_all_or_none(chunk, plan, fields)
     for target, value in constants.items():
         columns[target] = pa.repeat(value[0], chunk.count)
     for target, text in DEFAULTS.items():
         if target not in columns:
             columns[target] = pa.repeat(text, chunk.count)
     return Prepared(columns, chunk.count, chunk.at)
+
+
+def _check_all_or_none(chunk: Chunk, plan: dict[str, list[str]], fields: Fields) -> None:
+    """What would be filled in where it is missing is given by every stretch of rows or by none."""
+    given = {target: name for name, targets in plan.items() for target in targets if target in _FILLED_IN}
+    if fields.filled_in is None:
+        fields.filled_in = _FILLED_IN - given.keys()
+    for target in sorted(given.keys() & fields.filled_in):
+        raise DataError(
+            f"{_place(chunk, given[target])}: gives `{target}`, rows before it do not; give it to all or none"
+        )
+    for target in sorted(_FILLED_IN - given.keys() - fields.filled_in):
+        raise chunk.error(0, f"column `{target}` is missing, rows before have it; every row must have it")
 
 
 def _column(chunk: Chunk, name: str, target: str) -> pa.Array:

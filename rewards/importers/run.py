@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from rewards.ledger import Ledger
     from rewards.writer import Writer
 
+# A file whose rows take no more than this is read once; a larger one is read again when it is written.
+_KEPT = 256 << 20
+
 
 @dataclass(frozen=True)
 class Request:
@@ -64,6 +67,7 @@ class Import:
         self.superseded = 0
         self.pipeline: str = DEFAULTS["pipeline"]
         self.defaults: dict[str, str] = {}
+        self._kept: list[pa.Table] | None = None
 
     # -- reading -------------------------------------------------------------------------------------------------------
 
@@ -80,11 +84,17 @@ class Import:
         """
         wanted = frozenset(event.session for event in self.events if event.session is not None and event.step is None)
         numbering = Numbering(wanted)
+        kept, size = list[pa.Table](), 0
         for rows in self.prepared():
             if not numbering.rows:
                 self.pipeline = rows.columns["pipeline"][0].as_py()
             self._note_defaults(rows)
-            numbering.number(rows)
+            numbers = numbering.number(rows)
+            if size <= _KEPT and numbering.ordered:
+                kept.append(_table(rows, numbering, numbers))
+                size += kept[-1].nbytes
+            else:
+                kept.clear()
         where = str(self.source.files[0]) if len(self.source.files) == 1 else f"{len(self.source.files)} files"
         if not numbering.rows:
             raise DataError(f"{where}: no rows; there is nothing to import")
@@ -92,6 +102,8 @@ class Import:
         self.numbering = numbering
         if not numbering.ordered:
             self._stage(staging, wanted)
+        elif kept:
+            self._kept = kept
         for chunk in self.source.superseded():
             self.superseded += prepare(chunk, self.fields, self.constants).count
         self.events = placed(self.events, self.numbering.steps, numbering.sessions)
@@ -131,6 +143,9 @@ class Import:
         """All rows that count as the ledger's columns, steps never going backwards."""
         if not self.numbering.ordered:
             yield from staging.sorted()
+            return
+        if self._kept is not None:
+            yield from self._kept
             return
         numbering = Numbering()
         for rows in self.prepared():

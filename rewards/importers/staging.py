@@ -25,12 +25,14 @@ class Staging:
         self._folder = folder
         self._path = folder / "rows.parquet"
         self._writer: Any = None
+        self._given: set[str] = set()
 
     def add(self, table: pa.Table, sessions: NDArray[np.int64], first: int) -> None:
         """Takes rows in. sessions: their numbers, 0 for none. first: how many rows came before."""
         import pyarrow.parquet as pq
 
         columns = {}
+        self._given.update(table.column_names)
         for field in _fields():
             if field.name in table.column_names:
                 array = table[field.name].combine_chunks()
@@ -52,13 +54,12 @@ class Staging:
         """The rows by step, the training rows of a step before its evaluation rows, each by their numbers."""
         import duckdb
 
-        schema = pa.schema(_fields())
+        schema = pa.schema([field for field in _fields() if field.name in self._given])
+        shown = ", ".join(f'"{name}"' for name in schema.names)
         with duckdb.connect() as connection:
             connection.execute(f"SET memory_limit = '{_MEMORY}'")
             connection.execute(f"SET temp_directory = '{_quoted(self._folder / 'sort')}'")
-            found = connection.sql(
-                f"SELECT * EXCLUDE (_session, _row) FROM read_parquet('{_quoted(self._path)}') {_ORDER}"
-            )
+            found = connection.sql(f"SELECT {shown} FROM read_parquet('{_quoted(self._path)}') {_ORDER}")
             for batch in found.to_arrow_reader(ROWS):
                 yield pa.Table.from_batches([batch]).cast(schema)
 

@@ -53,7 +53,7 @@ class TrlSource(Source):
     def chunks(self) -> Iterator[Chunk]:
         """One chunk a file. A file that repeats the one before is left out: one generation served several steps."""
         before: pa.Table | None = None
-        repeats, rows, functions = 0, 0, set[str]()
+        repeats, rows = 0, 0
         for path in self.files:
             table = _read(path)
             if before is not None and _same(before, table):
@@ -61,19 +61,15 @@ class TrlSource(Source):
                 continue
             before = table
             names = [name for name in _reward_functions(table) if name not in self._reserved]
-            functions.update(names)
-            yield Chunk(self._columns(table, names, path), table.num_rows, rows_from(path, 1))
+            self._check_weights(names, path)
+            yield Chunk(self._columns(table, names), table.num_rows, rows_from(path, 1))
         if repeats:
             self.notes["repeats"] = (
                 f"{repeats} of {len(self.files)} files repeat the completions of the file before ({rows:,} rows): one "
                 "generation served several steps; they count once"
             )
-        for name in self.weights.keys() - functions:
-            near = nearest(name, functions)
-            known = f"did you mean `{near}`?" if near else f"they are {', '.join(sorted(functions))}"
-            raise UserError(f"--reward-weight {name}: no reward function of that name in the files; {known}")
 
-    def _columns(self, table: pa.Table, functions: Sequence[str], path: Path) -> dict[str, Any]:
+    def _columns(self, table: pa.Table, functions: Sequence[str]) -> dict[str, Any]:
         columns: dict[str, Any] = {name: table[name] for name in table.column_names if name not in functions}
         prompts = [conversation_text(value) for value in table["prompt"].to_pylist()]
         columns["prompt"] = prompts
@@ -86,20 +82,26 @@ class TrlSource(Source):
             columns[flat_name(name, "role")] = pa.repeat("optimised", len(raw))
             columns[flat_name(name, "status")] = pc.if_else(raw.is_null(), "na", "ok")
             if self.weights:
-                columns[flat_name(name, "weight")] = pa.repeat(self._weight(name, path), len(raw))
+                columns[flat_name(name, "weight")] = pa.repeat(self.weights[name], len(raw))
         if self.weights and functions:
-            columns["baseline_reward"] = columns["adjusted_reward"] = self._total(raws, path)
+            columns["baseline_reward"] = columns["adjusted_reward"] = self._total(raws)
         return columns
 
-    def _weight(self, name: str, path: Path) -> float:
-        if name not in self.weights:
-            given = ", ".join(self.weights)
-            raise DataError(f"{path}: no weight for `{name}`: give --reward-weight {name}=W as well as {given}")
-        return self.weights[name]
+    def _check_weights(self, functions: Sequence[str], path: Path) -> None:
+        if not self.weights:
+            return
+        for name in self.weights.keys() - set(functions):
+            near = nearest(name, functions)
+            known = f"did you mean `{near}`?" if near else f"they are {', '.join(functions)}"
+            raise UserError(f"--reward-weight {name}: {path} has no reward function of that name; {known}")
+        for name in functions:
+            if name not in self.weights:
+                given = ", ".join(self.weights)
+                raise UserError(f"--reward-weight: {path} has `{name}` too; give its weight as well as that of {given}")
 
-    def _total(self, raws: Mapping[str, pa.Array], path: Path) -> pa.Array:
+    def _total(self, raws: Mapping[str, pa.Array]) -> pa.Array:
         """The weighted sum of the functions that apply; null where none does."""
-        parts = [self._weight(name, path) * raw.to_numpy(zero_copy_only=False) for name, raw in raws.items()]
+        parts = [self.weights[name] * raw.to_numpy(zero_copy_only=False) for name, raw in raws.items()]
         stacked = np.stack(parts)
         return pa.array(np.nansum(stacked, axis=0), mask=np.isnan(stacked).all(axis=0))
 
