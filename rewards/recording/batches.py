@@ -138,7 +138,7 @@ class Batches:
                 error.add_note(f"its {rows} sessions are not in the ledger: {unrecorded}")
 
     def leave(self) -> None:
-        """Records the batches that no function is at work on and not every function was called with."""
+        """Records the batches that not every function has answered for, at the end."""
         with self._lock:
             for batch in list(self._open):
                 self._leave(batch)

@@ -27,8 +27,8 @@ class LedgerCallback:
         raise AttributeError(f"{type(self).__name__} has no attribute `{name}`")
 
     def _heard(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Any event shows the trainer's arguments and its model, and that advantages are there by now."""
-        self.recorder.met(args, kwargs.get("model"))
+        """Any event shows the trainer's arguments, model and state, and that advantages are there by now."""
+        self.recorder.met(args, kwargs.get("model"), state)
         self.recorder.settle()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards.errors import LedgerError
+from rewards.sqlite import sync_folder
 
 POSITION_FILE = "ledger_position.json"
 STATE_FILE = "trainer_state.json"
@@ -28,6 +29,7 @@ def write_position(folder: Path, ledger: Path, position: dict[str, Any]) -> None
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
+        sync_folder(folder)
     except OSError as error:
         raise LedgerError(
             f"{path}: cannot be written ({error.strerror or error}); without it the run cannot be resumed from this "

@@ -55,9 +55,10 @@ class Recorder:
         self._waiting: list[tuple[Batch, list[dict[str, Any]]]] = []
         self._groups = Groups()
         self._model: Any = None
+        self._state: Any = None
         self._arguments: Any = None
         self._agreed: Any = self  # the trainer whose functions and weights were compared; nobody yet
-        self._training = self._closed = False
+        self._training = self._closed = self._stopped = False
         self._last_step = 0
         self._lock = threading.RLock()
 
@@ -78,11 +79,10 @@ class Recorder:
         return LedgerCallback(self)
 
     def flush(self) -> None:
-        """Everything that was scored is durable when this returns.
+        """Every batch that all functions have scored is durable when this returns.
 
         Raises: LedgerError when something could not be written.
         """
-        self._batches.leave()
         self.settle()
         if self.attempts.open:
             self.attempts.writer.flush()
@@ -96,6 +96,7 @@ class Recorder:
         atexit.unregister(self._at_exit)
         if self.attempts.open:
             try:
+                self._batches.leave()
                 self.flush()
             finally:
                 self.attempts.close()
@@ -103,8 +104,19 @@ class Recorder:
     def __enter__(self) -> "Recorder":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        try:
+            if error is not None and not self._stopped and self.attempts.open:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                self._stop(reason, self._last_step)
+        finally:
+            self.close()
+
+    def _stop(self, reason: str, step: int) -> None:
+        """Records, on this rank's own account, why training ends here."""
+        self._stopped = True
+        self.attempts.writer.event("stopped", {"reason": reason, "exit_code": 1}, step=step)
+        self.attempts.writer.flush()
 
     def _at_exit(self) -> None:
         try:
@@ -114,10 +126,11 @@ class Recorder:
 
     # -- what the trainer says of itself: its callbacks come here ----------------------------------------------------
 
-    def met(self, arguments: Any, model: Any) -> None:
-        """Remembers the trainer's arguments and its model, whose mode tells training from evaluation."""
+    def met(self, arguments: Any, model: Any, state: Any = None) -> None:
+        """Remembers the trainer's arguments, its model, whose mode tells training from evaluation, and its state."""
         self._arguments = arguments if arguments is not None else self._arguments
         self._model = model if model is not None else self._model
+        self._state = state if state is not None else self._state
 
     def begin_training(self, state: Any) -> None:
         """Training starts at the state's step: in an attempt of its own, unless none has trained in this one yet."""
@@ -152,13 +165,19 @@ class Recorder:
     # -- attempts ----------------------------------------------------------------------------------------------------
 
     def _claim(self, state: Any) -> None:
-        if self._closed:
-            raise LedgerError(f"run `{self.attempts.run_id}` is not being recorded: its recorder was closed")
+        self._check_open()
         self._leave()
-        self._groups, self._training, self._agreed = Groups(), False, self
+        self._groups, self._training, self._stopped, self._agreed = Groups(), False, False, self
         self._last_step = 0 if state is None else int(state.global_step)
         self.attempts.claim(state, self._arguments, self._announce)
         atexit.register(self._at_exit)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LedgerError(
+                f"run `{self.attempts.run_id}` is not being recorded: its recorder was closed; close it after the last "
+                "evaluation"
+            )
 
     def _announce(self, ledger: "Ledger", writer: "Writer", position: dict[str, Any] | None) -> None:
         step = 0 if position is None else position["step"]
@@ -200,12 +219,14 @@ class Recorder:
 
     def _place(self, arguments: dict[str, Any], prompts: list[str]) -> Place:
         """Where a batch belongs, as its first call shows it."""
+        self._check_open()
         found = trainer.trainer_of(arguments)
         mode = trainer.training(self._model if found is None else found.model)
         split = self.split if mode is None else "train" if mode else "eval"
-        updates = getattr(arguments.get("trainer_state"), "global_step", None)
+        state = arguments.get("trainer_state") or self._state
+        updates = getattr(state, "global_step", None)
         if not self.attempts.open:
-            self._claim_late(found, arguments.get("trainer_state"), split)
+            self._claim_late(found, state, split)
         self.settle()
         if found is not self._agreed:
             self._agree(found)
@@ -258,8 +279,7 @@ class Recorder:
             self.attempts.writer.append(place.step, rows)
         if problem:
             self.settle()
-            self.attempts.writer.event("stopped", {"reason": problem, "exit_code": 1}, step=place.step)
-            self.attempts.writer.flush()
+            self._stop(problem, place.step)
 
 
 def recorded(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from rewards.errors import ConfigError
@@ -22,7 +23,7 @@ class RewardSet:
         if len(weights) != len(self.parts):
             raise ConfigError(f"{len(weights)} weights for {len(self.parts)} reward functions; give one each")
         for part, weight in zip(self.parts, weights, strict=True):
-            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+            if isinstance(weight, bool) or not isinstance(weight, Real) or not math.isfinite(weight):
                 raise ConfigError(f"the weight of reward function `{part.name}` is {weight!r}, not a finite number")
         return [float(weight) for weight in weights]
 

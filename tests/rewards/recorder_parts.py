@@ -5,7 +5,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from rewards import Ledger
+from rewards import Ledger, Recorder
+from tests.rewards.fake_trainer import FakeTrainer, configuration
 
 
 def length(completions: list[str], **columns: Any) -> list[float]:
@@ -42,3 +43,18 @@ def read(path: Path, run_id: str = "run", **options: Any) -> list[dict[str, Any]
 def events(path: Path, kind: str, run_id: str = "run") -> list[dict[str, Any]]:
     with Ledger.open(path) as ledger:
         return ledger.events(run_id, kind=kind)
+
+
+def train(folder: Path, resume: str | None = None, functions: Any = None, **more: Any) -> FakeTrainer:
+    """A training as a new process would do it."""
+    options = {key: more.pop(key) for key in ("advantages", "resume_folder") if key in more}
+    if "resume_folder" in options:
+        options["resume"] = options.pop("resume_folder")
+    recorder = Recorder(folder / "ledger", more.pop("run_id", "run"), **options)
+    functions = recorder.wrap(functions or [length, last], weights=more.pop("weights", None))
+    trainer = FakeTrainer(functions, configuration(folder / "out", **more), [recorder.callback()])
+    try:
+        trainer.train(resume)
+    finally:
+        recorder.close()
+    return trainer

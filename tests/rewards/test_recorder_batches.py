@@ -74,6 +74,8 @@ def test_what_one_function_scored_and_the_other_never_saw_is_on_record(
     recorder = Recorder(tmp_path, "run")
     sync, _ = recorder.wrap([length, last])
     sync(**batch("a", "bb"))
+    recorder.flush()
+    assert read(tmp_path) == [], "the other function may be on its way"
     recorder.close()
     rows = read(tmp_path)
     assert [row["baseline_reward"] for row in rows] == [None, None]

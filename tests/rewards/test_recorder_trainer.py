@@ -1,4 +1,3 @@
-import json
 import subprocess
 import sys
 from collections import Counter
@@ -11,22 +10,7 @@ from rewards import Ledger, Recorder, recorded
 from rewards.errors import ConfigError, LedgerError
 from rewards.report import write_report
 from tests.rewards.fake_trainer import FakeTrainer, configuration
-from tests.rewards.recorder_parts import batch, events, last, length, read, state
-
-
-def train(folder: Path, resume: str | None = None, functions: Any = None, **more: Any) -> FakeTrainer:
-    """A training as a new process would do it."""
-    options = {key: more.pop(key) for key in ("advantages", "resume_folder") if key in more}
-    if "resume_folder" in options:
-        options["resume"] = options.pop("resume_folder")
-    recorder = Recorder(folder / "ledger", more.pop("run_id", "run"), **options)
-    functions = recorder.wrap(functions or [length, last], weights=more.pop("weights", None))
-    trainer = FakeTrainer(functions, configuration(folder / "out", **more), [recorder.callback()])
-    try:
-        trainer.train(resume)
-    finally:
-        recorder.close()
-    return trainer
+from tests.rewards.recorder_parts import batch, events, last, length, read, train
 
 
 def test_every_scored_completion_is_on_record_with_the_step_it_was_scored_for(tmp_path: Path) -> None:
@@ -77,47 +61,6 @@ def test_configuration_scalars_evaluations_and_the_end_are_events(tmp_path: Path
         assert ledger.verify().ok and ledger.runs()[0]["status"] == "completed"
 
 
-def killed_at(step: int) -> Any:
-    def kill(completions: list[str], trainer_state: Any, **columns: Any) -> list[float]:
-        if trainer_state.global_step + 1 == step and "eval" not in completions[0]:
-            raise KeyboardInterrupt
-        return [0.0] * len(completions)
-
-    return kill
-
-
-def test_a_resumed_run_counts_once(tmp_path: Path) -> None:
-    train(tmp_path / "whole", eval_steps=2, max_steps=6)
-    folder = tmp_path / "broken"
-    with pytest.raises(KeyboardInterrupt):
-        train(folder, functions=[length, killed_at(4)], eval_steps=2, max_steps=6)
-    train(folder, str(folder / "out" / "checkpoint-2"), functions=[length, killed_at(0)], eval_steps=2, max_steps=6)
-    whole, rows = read(tmp_path / "whole" / "ledger"), read(folder / "ledger")
-    kept = ("session", "step", "split", "group_id", "response", "prompt_id")
-    assert [[row[k] for k in kept] for row in rows] == [[row[k] for k in kept] for row in whole]
-    assert [row["attempt"] for row in rows if row["split"] == "train"] == [1] * 8 + [2] * 16
-    with Ledger.open(folder / "ledger") as ledger:
-        everything = ledger.sessions("run", live=False).to_pylist()
-        assert ledger.verify().ok
-    assert sum(not row["live"] for row in everything) == 8, "steps 3 and 4 of the first attempt, kept for audit"
-    (resumed,) = events(folder / "ledger", "resumed")
-    assert resumed["payload"] == {"resume_step": 2, "from_attempt": 1}
-    assert [e["step"] for e in events(folder / "ledger", "step_stats")] == [1, 2, 3, 4, 5, 6]
-    assert [e["step"] for e in events(folder / "ledger", "checkpoint")] == [2, 4, 6]
-
-
-def test_functions_that_a_resumed_run_keeps_are_registered_once(tmp_path: Path) -> None:
-    resume = str(tmp_path / "out" / "checkpoint-2")
-    train(tmp_path, max_steps=2)
-    train(tmp_path, resume)
-    assert [e["payload"]["name"] for e in events(tmp_path / "ledger", "scorer_registered")] == ["length", "last"]
-    train(tmp_path, resume, weights=[2, 1], reward_weights=[2, 1])
-    registered = [
-        (e["payload"]["name"], e["payload"]["weight"]) for e in events(tmp_path / "ledger", "scorer_registered")
-    ]
-    assert registered == [("length", 1.0), ("last", 1.0), ("length", 2.0)]
-
-
 def test_a_report_says_what_is_not_on_record_and_why(tmp_path: Path) -> None:
     train(tmp_path, eval_steps=2)
     with Ledger.open(tmp_path / "ledger") as ledger:
@@ -128,103 +71,6 @@ def test_a_report_says_what_is_not_on_record_and_why(tmp_path: Path) -> None:
     assert data["sessions"] == 16 and data["summary"]["evaluation_sessions"] == 8
     assert any(line.startswith("Not on record: kl_nats, kl_k3_nats") for line in data["limits"])
     assert "see no log-probabilities" in (tmp_path / "report.html").read_text()
-
-
-def test_changed_settings_of_a_resumed_run_are_told(tmp_path: Path) -> None:
-    train(tmp_path, max_steps=2)
-    train(tmp_path, str(tmp_path / "out" / "checkpoint-2"), max_steps=4)
-    (changed,) = events(tmp_path / "ledger", "config_changed")
-    assert changed["payload"] == {"keys": {"max_steps": [2, 4]}}
-
-
-def test_a_copied_checkpoint_is_found_where_the_trainer_or_the_user_names_it(tmp_path: Path) -> None:
-    train(tmp_path, max_steps=2)
-    elsewhere = tmp_path / "kept" / "best"
-    elsewhere.parent.mkdir()
-    (tmp_path / "out" / "checkpoint-2").rename(elsewhere)
-    where = str(elsewhere)
-    with pytest.raises(LedgerError, match=r"its checkpoint is not at .*checkpoint-2; name its folder"):
-        train(tmp_path, where, output_dir=str(tmp_path / "new"))
-    train(tmp_path, where, resume_from_checkpoint=where, output_dir=str(tmp_path / "new"), max_steps=4)
-    train(tmp_path, where, resume_folder=where, output_dir=str(tmp_path / "new2"), max_steps=4)
-    rows = read(tmp_path / "ledger")
-    assert [row["step"] for row in rows] == sorted([1, 2, 3, 4] * 4)
-    assert {row["attempt"] for row in rows} == {1, 3}
-    with pytest.raises(ConfigError, match="and training starts from the beginning"):
-        train(tmp_path, None, resume_folder=where)
-
-
-def test_another_checkpoint_of_the_same_step_is_not_taken_for_the_one_resumed(tmp_path: Path) -> None:
-    train(tmp_path, max_steps=2)
-    folder = tmp_path / "out" / "checkpoint-2"
-    kept = json.loads((folder / "trainer_state.json").read_text())
-    other = tmp_path / "other"
-    other.mkdir()
-    kept["log_history"][0]["loss"] = 7.0
-    (other / "trainer_state.json").write_text(json.dumps(kept))
-    with pytest.raises(LedgerError, match="its checkpoint is not at"):
-        train(tmp_path, str(other))
-    (folder / "ledger_position.json").unlink()
-    with pytest.raises(LedgerError, match=r"holds no ledger_position\.json"):
-        train(tmp_path, str(folder))
-    (folder / "ledger_position.json").write_text("{")
-    with pytest.raises(LedgerError, match=r"ledger_position\.json: cannot be read"):
-        train(tmp_path, str(folder))
-
-
-def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
-    train(tmp_path, max_steps=2)
-    with pytest.raises(LedgerError, match="is a checkpoint of run `run`; give Recorder that run_id"):
-        train(tmp_path, str(tmp_path / "out" / "checkpoint-2"), run_id="other")
-
-
-def test_without_the_callback_a_resumed_training_is_refused_and_a_second_one_too(tmp_path: Path) -> None:
-    functions = recorded([length], tmp_path / "ledger", "run")
-    with pytest.raises(LedgerError, match=r"training continues after step 3, .* callbacks=\[recorder.callback\(\)\]"):
-        functions[0](**batch("a", trainer_state=state(3)))
-    functions[0](**batch("a", trainer_state=state(0)))
-    functions[0](**batch("b", trainer_state=state(1)))
-    with pytest.raises(LedgerError, match="went back from step 2 to step 1"):
-        functions[0](**batch("a", trainer_state=state(0)))
-
-
-def test_training_again_from_the_start_says_what_no_longer_counts(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    train(tmp_path)
-    assert "no longer count" not in caplog.text
-    train(tmp_path, max_steps=2)
-    assert "run `run` starts from the beginning: the 16 sessions that it has on record no longer count" in caplog.text
-    assert len(read(tmp_path / "ledger")) == 8
-
-
-def test_an_evaluation_outside_training_does_not_replace_a_run(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "ledger", "run")
-    trainer = FakeTrainer(recorder.wrap([length]), configuration(tmp_path / "out"), [recorder.callback()])
-    trainer.evaluate()
-    trainer.train()
-    trainer.evaluate()
-    recorder.close()
-    rows = read(tmp_path / "ledger")
-    assert Counter((row["split"], row["attempt"]) for row in rows) == {("train", 1): 16, ("eval", 1): 8}
-    assert [row["step"] for row in rows if row["split"] == "eval"] == [0] * 4 + [4] * 4
-    again = Recorder(tmp_path / "ledger", "run")
-    trainer = FakeTrainer(again.wrap([length]), configuration(tmp_path / "out"), [again.callback()])
-    with pytest.raises(LedgerError, match="run `run` has 16 sessions on record, which an evaluation outside"):
-        trainer.evaluate()
-    assert len(read(tmp_path / "ledger")) == 24
-
-
-def test_an_evaluation_repeated_at_the_step_of_the_checkpoint_is_a_group_of_its_own(tmp_path: Path) -> None:
-    train(tmp_path, eval_steps=2, max_steps=2)
-    recorder = Recorder(tmp_path / "ledger", "run")
-    args = configuration(tmp_path / "out", max_steps=2)
-    trainer = FakeTrainer(recorder.wrap([length, last]), args, [recorder.callback()])
-    trainer.train(str(tmp_path / "out" / "checkpoint-2"))  # nothing is left to train
-    trainer.evaluate()
-    recorder.close()
-    groups = {row["group_id"] for row in read(tmp_path / "ledger") if row["split"] == "eval"}
-    assert groups == {"eval-2-0", "eval-2-1", "eval-2-attempt-2-0", "eval-2-attempt-2-1"}
 
 
 def test_advantages_are_the_trainers_and_only_of_training(tmp_path: Path) -> None:
@@ -243,6 +89,34 @@ def test_sessions_that_wait_for_advantages_are_written_when_training_breaks(tmp_
         trainer.train()
     recorder.close()
     assert [row["advantage"] for row in read(tmp_path / "ledger")] == [None] * 4
+
+
+def test_a_training_that_breaks_elsewhere_says_so(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "ledger", "run")
+    trainer = FakeTrainer(recorder.wrap([length]), configuration(tmp_path / "out"), [recorder.callback()])
+    trainer.breaks = True
+    with pytest.raises(MemoryError), recorder:
+        trainer.train()
+    (stopped,) = events(tmp_path / "ledger", "stopped")
+    assert (stopped["payload"]["reason"], stopped["step"]) == ("MemoryError:", 1)
+
+
+def test_a_trainer_that_shows_its_functions_nothing_is_known_by_the_callback(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "ledger", "run")
+    (wrapped,) = recorder.wrap([length])
+
+    def bare(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        return wrapped(prompts=prompts, completions=completions)
+
+    trainer = FakeTrainer([bare], configuration(tmp_path / "out", eval_steps=2), [recorder.callback()])
+    with recorder:
+        trainer.train()
+    rows = read(tmp_path / "ledger")
+    assert Counter((r["split"], r["step"]) for r in rows) == {
+        **{("train", step): 4 for step in (1, 2, 3, 4)},
+        **{("eval", step): 4 for step in (2, 4)},
+    }
+    assert {row["group_size"] for row in rows} == {2} and {row["pipeline"] for row in rows} == {"grpo"}
 
 
 def test_a_trainer_that_scores_with_more_or_weighs_otherwise_is_refused(tmp_path: Path) -> None:
@@ -307,3 +181,15 @@ def test_many_runs_through_threads_and_events_leave_a_ledger_that_verifies(tmp_p
     train(tmp_path, eval_steps=1, advantages=advantages)
     with Ledger.open(tmp_path / "ledger") as ledger:
         assert ledger.verify().ok
+
+
+def test_rloo_clips_the_weighted_sum_and_so_does_the_record(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "ledger", "run")
+    trainer = FakeTrainer(recorder.wrap([last]), configuration(tmp_path / "out"), [recorder.callback()])
+    trainer.reward_clip_range = (0.5, 2.5)
+    with recorder:
+        trainer.train()
+    rows = read(tmp_path / "ledger")[:4]
+    assert [row["components"][0]["raw"] for row in rows] == [0.0, None, 2.0, 3.0]
+    assert [row["baseline_reward"] for row in rows] == [0.5, None, 2.0, 2.5]
+    assert [row["adjusted_reward"] for row in rows] == [0.5, None, 2.0, 2.5], "what the objective gets"

@@ -19,6 +19,9 @@ pytest.importorskip("trl", reason="TRL is not installed: `pip install rlhf-ledge
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+CLIPPED = {"reward_clip_range": [0.0, 6.0]}
+
+
 def part(row: dict[str, Any], name: str) -> dict[str, Any]:
     (found,) = [component for component in row["components"] if component["name"] == name]
     return found
@@ -90,17 +93,19 @@ def test_a_group_holds_the_completions_that_trl_compared(tmp_path: Path) -> None
 
 
 def test_rloo_advantages_are_taken_with_the_penalty_that_only_the_trainer_knows(tmp_path: Path) -> None:
-    plain, held = tmp_path / "plain", tmp_path / "held"
-    for folder, beta in ((plain, 0.0), (held, 0.5)):
-        train(folder, "RLOO", beta=beta, recorder_options={"advantages": True})
-    for folder in (plain, held):
+    plain, held, clipped = tmp_path / "plain", tmp_path / "held", tmp_path / "clipped"
+    for folder, more in ((plain, {"beta": 0.0}), (held, {"beta": 0.5}), (clipped, {"beta": 0.0, **CLIPPED})):
+        train(folder, "RLOO", recorder_options={"advantages": True}, **more)
+    assert max(row["baseline_reward"] for row in sessions(clipped)) == 6.0, "the sum that enters the objective"
+    assert max(part(row, "length")["value"] for row in sessions(clipped)) > 6.0
+    for folder in (plain, held, clipped):
         rows = sessions(folder)
         rewards = np.array([row["baseline_reward"] for row in rows]).reshape(-1, 4)
         leave_one_out = rewards - (rewards.sum(axis=1, keepdims=True) - rewards) / 3
         found = np.array([row["advantage"] for row in rows]).reshape(-1, 4)
         # At the first step policy and reference are the same, and there is no penalty.
         assert np.allclose(found[0], leave_one_out[0], atol=1e-3)
-        assert np.allclose(found, leave_one_out, atol=1e-3) == (folder == plain)
+        assert np.allclose(found, leave_one_out, atol=1e-3) == (folder != held)
 
 
 def test_sessions_of_one_generation_are_recorded_once_with_the_first_step_they_serve(tmp_path: Path) -> None:
@@ -296,9 +301,8 @@ def test_two_ranks_both_record_in_one_attempt_and_a_resume_counts_once(tmp_path:
         done = trl_runs.child(folder, ranks=2, **options, **more)
         assert done.returncode == 0, done.stderr[-3000:]
     rows = sessions(folder)
-    assert Counter((r["split"], r["attempt"], r["writer"]) for r in rows) == {
-        (split, attempt, writer): 4 for split in ("train", "eval") for attempt in (1, 2) for writer in (0, 1)
-    } | {("eval", attempt, writer): 4 for attempt in (1, 2) for writer in (0, 1)}
+    places = [(split, attempt, rank) for split in ("train", "eval") for attempt in (1, 2) for rank in (0, 1)]
+    assert Counter((r["split"], r["attempt"], r["writer"]) for r in rows) == dict.fromkeys(places, 4)
     for rank in (0, 1):
         mine = sorted((r for r in rows if r["writer"] == rank), key=lambda r: (r["attempt"], r["seq"]))
         assert [[r["response"], part(r, "length")["raw"], r["policy_version"]] for r in mine] == seen(folder, rank=rank)
