@@ -9,7 +9,7 @@ import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +18,35 @@ import pyarrow.compute as pc
 
 from rewards.blocks import block_table, place_keys
 from rewards.catalog import DATABASE, Chain, read_chains, read_lineage
+from rewards.delta_log import set_aside
 from rewards.errors import LedgerError
-from rewards.hot import HotRows, drop_rows, hot_rows, is_first_version
+from rewards.heads import complete
+from rewards.hot import HotRows, drop_rows, hot_rows, is_first_version, with_hashes
 from rewards.lineage import Lineage
 from rewards.schema import BY_NAME, TEXT_FIELDS, sealed_schema, texts_schema
-from rewards.sealed import SESSIONS, TEXTS, Body, Part, read_parts, set_aside
+from rewards.sealed import SESSIONS, TEXTS, Body, Keys, Part, read_parts
 from rewards.sqlite import connect_writable, snapshot, transaction, translated
 from rewards.values import full_components
 
 LOCK = "seal.lock"
+TABLES = (SESSIONS, TEXTS, "attempts", "blocks")
 _ROWS_A_SEAL = 500_000  # held in memory at once
 _SMALL_ROWS, _LARGE_ROWS = 250_000, 1_000_000
 _FEW_FILES = 8
 _PATIENCE_SECONDS = 300.0
+
+
+_HELD: set[int] = set()  # handles of locks
+
+
+def _forget_locks() -> None:
+    """In a forked process: the lock is its parent's, and must not outlive it here."""
+    for handle in _HELD:
+        os.close(handle)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_forget_locks)
 
 
 @contextmanager
@@ -42,6 +58,7 @@ def lock(root: Path, patience: float = _PATIENCE_SECONDS) -> Iterator[None]:
     path = root / LOCK
     with translated(path, "take the lock of the sealed tables"):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    _HELD.add(handle)
     try:
         deadline = time.monotonic() + patience
         while True:
@@ -57,15 +74,16 @@ def lock(root: Path, patience: float = _PATIENCE_SECONDS) -> Iterator[None]:
                 time.sleep(0.02)
         yield
     finally:
+        fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough: a process that was forked meanwhile has it open
+        _HELD.discard(handle)
         os.close(handle)
 
 
 def recover(root: Path) -> None:
-    """Sets aside newest log entries that were cut short by a power loss: their rows are still in the tails."""
-    for name in (SESSIONS, TEXTS, "attempts", "blocks"):
-        damage = set_aside(root, name)
-        if damage:
-            print(f"warning: {damage}; done", file=sys.stderr)
+    """Sets aside what is damaged in the tables' logs and not needed: entries cut short by a power loss, checkpoints."""
+    for name in TABLES:
+        for said in set_aside(root / name):
+            print(f"warning: {said}", file=sys.stderr)
 
 
 def seal_chains(root: Path, wanted: Callable[[Chain], bool], *, publish_tables: bool = True) -> int:
@@ -85,6 +103,7 @@ def seal_chains(root: Path, wanted: Callable[[Chain], bool], *, publish_tables: 
 def _seal_chain(chain: Chain, sessions: Body, texts: Body) -> int:
     moved = 0
     while True:
+        complete(chain.path, chain.identity)
         batches, up_to = _next_batches(chain)
         if not batches:
             return moved
@@ -95,7 +114,10 @@ def _next_batches(chain: Chain) -> tuple[list[HotRows], int]:
     batches: list[HotRows] = []
     count = 0
     with translated(chain.path, "read"), snapshot(chain.path) as tail:
+        headed = tail.execute("SELECT max(first_seq) FROM blocks WHERE head IS NOT NULL").fetchone()[0] or 0
         for hot in hot_rows(tail):
+            if hot.first_seq > headed:
+                break  # its head is computed from the rows in the tail
             batches.append(hot)
             count += hot.rows.num_rows
             if count >= _ROWS_A_SEAL:
@@ -109,9 +131,13 @@ def _move(chain: Chain, batches: list[HotRows], up_to: int, sessions: Body, text
     salted = [sealed_texts(chain, hot) for hot in batches if hot.first_seq > above_texts and hot.texts is not None]
     if salted:
         texts.append(pa.concat_tables(salted), chain.number, up_to)
+    else:
+        texts.make_durable()  # they may be there from a process that was killed before it had synced them
     rows = [sealed_rows(chain, hot) for hot in batches if hot.first_seq > above_rows]
     if rows:
         sessions.append(pa.concat_tables(rows), chain.number, up_to)
+    else:
+        sessions.make_durable()
     with (
         translated(chain.path, "let go of sealed rows"),
         closing(connect_writable(chain.path)) as tail,
@@ -121,10 +147,10 @@ def _move(chain: Chain, batches: list[HotRows], up_to: int, sessions: Body, text
     return sum(table.num_rows for table in rows)
 
 
-def sealed_rows(chain: Chain, hot: HotRows) -> pa.Table:
-    """A block's rows with all columns of the table `sessions`."""
+def sealed_rows(chain: Chain, hot: HotRows, hashes: bool = True) -> pa.Table:
+    """A block's rows with all columns of the table `sessions`; without the hashes of texts where they are not needed."""
     count = hot.rows.num_rows
-    given = {name: hot.rows.column(name) for name in hot.rows.schema.names}
+    given = with_hashes(hot) if hashes else dict(zip(hot.rows.schema.names, hot.rows.columns, strict=True))
     given |= _keys(chain, hot.first_seq, count)
     train = pc.equal(given["split"], "train").to_numpy(zero_copy_only=False)
     given["block"] = pa.repeat(pa.scalar(int(place_keys(chain.number, hot.first_seq)), pa.int64()), count)
@@ -233,9 +259,26 @@ def _merged(group: Iterable[Part]) -> pa.Table:
     return table.sort_by([("chain", "ascending"), ("seq", "ascending")])
 
 
-def vacuum(root: Path) -> int:
-    """Deletes files that no table needs; returns how many. A reader of an older snapshot tries again on a new one."""
-    return sum(Body(root, name).vacuum() for name in (SESSIONS, TEXTS, "attempts", "blocks"))
+def vacuum(root: Path, keep_seconds: float = 0.0) -> int:
+    """Deletes files that no table needs, and whose rows are all in the tables or the tails; returns how many.
+
+    keep_seconds: those that went out of use later than that stay for readers of an older snapshot. A reader that
+    misses a file tries again on a new one; what it handed out, a connection for SQL, cannot.
+    """
+    rows = sum(Body(root, name).vacuum(keep_seconds, lambda: _hot_keys(root)) for name in (SESSIONS, TEXTS))
+    return rows + sum(Body(root, name).vacuum(keep_seconds) for name in ("attempts", "blocks"))
+
+
+def _hot_keys(root: Path) -> Keys:
+    """The rows that are in the tails, as far as those can be read."""
+    with snapshot(root / DATABASE) as ledger:
+        chains = read_chains(ledger, root, read_lineage(ledger))
+    found: list[Keys] = [np.zeros(0, np.int64)]
+    for chain in chains:
+        with suppress(LedgerError), snapshot(chain.path) as tail:
+            for hot in hot_rows(tail, texts=False):
+                found.append(place_keys(chain.number, hot.first_seq + np.arange(hot.rows.num_rows)))
+    return np.concatenate(found)
 
 
 def shrink_tail(path: Path) -> None:

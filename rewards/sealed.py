@@ -7,17 +7,21 @@ a chain), so that a seal that was interrupted is repeated without a row twice.
 
 import json
 import os
+import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rewards.blocks import place_keys
+from rewards.delta_log import COUNT, open_table
 from rewards.errors import LedgerError
 from rewards.schema import sealed_schema, texts_schema
 from rewards.sqlite import sync_folder
@@ -31,6 +35,10 @@ SCHEMAS = {SESSIONS: sealed_schema, TEXTS: texts_schema}
 _CHECKPOINT_EVERY = 50  # log entries: opening a table reads those since the last checkpoint
 _ROW_GROUP = 131_072
 _LEVEL = 3
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # in messages of the deltalake package
+_WHOLE = b"PAR1"  # what a Parquet file ends with
+
+Keys = np.ndarray[Any, np.dtype[np.int64]]  # of rows, as `place_keys` makes them
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,12 @@ class Part:
         """Whether rows of a run can be in the file."""
         return run_id is None or self.run_ids is None or self.run_ids[0] <= run_id <= self.run_ids[1]
 
+    def may_be_within(self, low: int, high: int) -> bool:
+        """Whether keys of rows from `low` to `high` can be in the file."""
+        if self.chains is None or self.seqs is None:
+            return True
+        return bool(place_keys(self.chains[0], 0) <= high and place_keys(self.chains[1] + 1, 0) > low)
+
 
 class Body:
     """One of the Delta tables, as of now."""
@@ -62,7 +76,7 @@ class Body:
         self._table: DeltaTable | None = None
         self.damage: str | None = None  # a log entry that never came to be, and is passed over
         if (self.root / "_delta_log").is_dir():
-            self._table, self.damage = _opened(self.root)
+            self._table, self.damage = open_table(self.root)
 
     @property
     def exists(self) -> bool:
@@ -89,52 +103,80 @@ class Body:
 
     def append(self, rows: pa.Table, chain: int, up_to: int) -> None:
         """Adds rows of a chain, which then is sealed up to `up_to`. Durable on return."""
-        from deltalake import CommitProperties, Transaction
+        from deltalake import Transaction
 
-        table = self._writable()
-        added = self._write(rows)
-        properties = CommitProperties(app_transactions=[Transaction(_app(chain), up_to)])
-        self._commit(table, [added], "append", properties)
+        with self._said():
+            table = self._writable()
+            self._commit(table, [self._write(rows)], [Transaction(_app(chain), up_to)])
 
     def replace(self, old: Sequence[Part], rows: Iterable[pa.Table], *, same_rows: bool) -> None:
         """Puts new files in the place of old ones, in one step.
 
         same_rows: they are only arranged in another way: engines that follow the table row by row need not look.
         """
-        from deltalake.transaction import RemoveAction
-
-        table = self._writable()
-        added: list[Any] = [self._write(batch, changes=not same_rows) for batch in rows]
-        now = time.time_ns() // 1_000_000
-        removed = [
-            RemoveAction(
-                path=str(part.path.relative_to(self.root)),
-                data_change=not same_rows,
-                deletion_timestamp=now,
-                size=part.bytes,
-                partition_values={},
-            )
-            for part in old
-        ]
-        self._commit(table, [*added, *removed], "append", None)
+        with self._said():
+            table = self._writable()
+            added: list[Any] = [self._write(batch, changes=not same_rows) for batch in rows]
+            self._commit(table, [*added, *(_removal(self.root, part, same_rows) for part in old)])
+            for part in old:  # the time from which it was needed no more
+                with suppress(FileNotFoundError):
+                    os.utime(part.path)
 
     def overwrite(self, rows: pa.Table) -> None:
         """Makes these rows the whole table."""
-        table = self._writable(rows.schema)
-        self._commit(table, [self._write(rows)], "overwrite", None)
+        with self._said():
+            self._writable(rows.schema)
+        self.replace(self.parts(), [rows], same_rows=False)
 
-    def vacuum(self) -> int:
-        """Deletes the files that are no longer, or never were, part of the table; returns how many."""
+    def make_durable(self) -> None:
+        """What the table says now survives a power loss from here on, whoever wrote it."""
+        if self._table is not None:
+            with self._said():
+                self._sync_log()
+
+    def vacuum(self, keep_seconds: float = 0.0, keys_elsewhere: Callable[[], Keys] | None = None) -> int:
+        """Deletes files that are no longer, or never were, part of the table; returns how many.
+
+        keep_seconds: files that went out of use later than that stay, for readers of an older snapshot.
+        keys_elsewhere: of rows outside of the table. Given, a file stays that has a row which is neither there nor in
+        the table: no log entry speaks of it any more, and it may be all that is left of the row.
+        """
         if self._table is None:
             return 0
-        self._table.update_incremental()
-        gone = self._table.vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
-        self._sync_log()
+        self.make_durable()  # what replaced the files, before they go
+        with self._said():
+            self._table.update_incremental()
+            parts = self.parts()
+            needed = {part.path for part in parts}
+            newest = time.time() - keep_seconds
+            gone = [p for p in self.root.glob("*.parquet") if p not in needed and p.stat().st_mtime <= newest]
+            if gone and keys_elsewhere is not None:
+                gone = _spare(gone, parts, keys_elsewhere)
+            for path in gone:
+                path.unlink()
+            if gone:
+                sync_folder(self.root)
         return len(gone)
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        """What goes wrong in writing, as one line that names the table."""
+        from deltalake.exceptions import DeltaError
+
+        try:
+            yield
+        except (DeltaError, pa.ArrowException, OSError) as error:
+            said = " ".join(_COLOUR.sub("", str(error)).replace("↳", " ").split())
+            more = "; make room" if "os error 28" in said or "[Errno 28]" in said else ""
+            raise LedgerError(
+                f"{self.root}: cannot be written ({said}){more}; nothing that was there is lost"
+            ) from error
 
     def _writable(self, schema: pa.Schema | None = None) -> "DeltaTable":
         from deltalake import DeltaTable
 
+        if self.damage is not None:
+            raise LedgerError(self.damage)
         if self._table is None:
             self.root.mkdir(exist_ok=True)
             self._table = DeltaTable.create(
@@ -155,27 +197,34 @@ class Body:
 
         path = self.root / f"part-{uuid.uuid4()}.parquet"
         continuous = [name for name in rows.schema.names if _is_continuous(rows[name])]
-        pq.write_table(
-            rows,
-            path,
-            row_group_size=_ROW_GROUP,
-            compression="zstd",
-            compression_level=_LEVEL,
-            use_dictionary=[name for name in rows.schema.names if name not in continuous],
-        )
-        sync_file(path)
+        try:
+            pq.write_table(
+                rows,
+                path,
+                row_group_size=_ROW_GROUP,
+                compression="zstd",
+                compression_level=_LEVEL,
+                use_dictionary=[name for name in rows.schema.names if name not in continuous],
+                write_page_checksum=True,  # without it most flipped bits read as other values
+            )
+            sync_file(path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
         size = path.stat().st_size
         return AddAction(path.name, size, {}, time.time_ns() // 1_000_000, changes, json.dumps(_stats(rows)))
 
-    def _commit(self, table: "DeltaTable", actions: list[Any], mode: str, properties: Any) -> None:
-        from deltalake import PostCommitHookProperties
+    def _commit(self, table: "DeltaTable", actions: list[Any], transactions: Sequence[Any] = ()) -> None:
+        from deltalake import CommitProperties, PostCommitHookProperties
 
         sync_folder(self.root)  # the files' names, before the log speaks of them
         table.create_write_transaction(
             actions,
-            mode,
+            "append",
             table.schema(),
-            commit_properties=properties,
+            commit_properties=CommitProperties(
+                custom_metadata={COUNT: str(len(actions) + len(transactions))}, app_transactions=list(transactions)
+            ),
             post_commithook_properties=PostCommitHookProperties(create_checkpoint=False, cleanup_expired_logs=False),
         )
         table.update_incremental()
@@ -201,6 +250,18 @@ def sync_file(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _removal(root: Path, part: Part, same_rows: bool) -> Any:
+    from deltalake.transaction import RemoveAction
+
+    return RemoveAction(
+        path=str(part.path.relative_to(root)),
+        data_change=not same_rows,
+        deletion_timestamp=time.time_ns() // 1_000_000,
+        size=part.bytes,
+        partition_values={},
+    )
 
 
 def _app(chain: int) -> str:
@@ -243,63 +304,7 @@ def _part(root: Path, action: dict[str, Any]) -> Part:
     )
 
 
-# -- opening, and what can be wrong with it --------------------------------------------------------------------------
-
-
-def _opened(root: Path) -> tuple["DeltaTable", str | None]:
-    """The table; without its newest log entry where that was cut short: nothing relies on it yet."""
-    from deltalake import DeltaTable
-    from deltalake.exceptions import DeltaError, TableNotFoundError
-
-    try:
-        return DeltaTable(root), None
-    except (DeltaError, TableNotFoundError, OSError, ValueError) as error:
-        damage, newest = _log_damage(root)
-        if newest:
-            try:
-                return DeltaTable(root, version=newest - 1), damage
-            except (DeltaError, OSError, ValueError):
-                pass
-        raise LedgerError(damage or f"{root}/_delta_log: cannot be read: {error}") from error
-
-
-def set_aside(root: Path, name: str) -> str | None:
-    """Renames a newest log entry that was cut short, so that the table can be written again; says what it did."""
-    damage, newest = _log_damage(root / name)
-    if damage is None or newest is None:
-        return None
-    path = root / name / "_delta_log" / f"{newest:020d}.json"
-    path.rename(path.with_suffix(".json.damaged"))
-    sync_folder(path.parent)
-    return damage
-
-
-def _log_damage(root: Path) -> tuple[str | None, int | None]:
-    """The log entry that is cut short or missing, in words, and its number where it is the newest."""
-    entries = sorted((root / "_delta_log").glob("*.json"))
-    numbers = [int(path.stem) for path in entries if path.stem.isdigit()]
-    for path in entries:
-        if not path.stem.isdigit():
-            continue
-        try:
-            lines = path.read_text().splitlines()
-            if not lines:
-                raise ValueError("it is empty")
-            for line in lines:
-                json.loads(line)
-        except (ValueError, OSError) as error:
-            newest = path == entries[-1]
-            advice = (
-                "it is the newest, and its rows are still in the tails: `rewards seal` sets it aside and writes it anew"
-                if newest
-                else "restore it from a copy of the ledger"
-            )
-            said = f"{path}: the log entry is cut short or damaged ({error}); {advice}"
-            return said, int(path.stem) if newest else None
-    for before, after in pairwise(numbers):
-        if after != before + 1:
-            return f"{root}/_delta_log/{before + 1:020d}.json: the log entry is missing; restore it from a copy", None
-    return None, None
+# -- reading ----------------------------------------------------------------------------------------------------------
 
 
 def read_parts(
@@ -307,18 +312,50 @@ def read_parts(
 ) -> Iterator[Any]:
     """Record batches of files, in the files' order, only the rows that `keep` keeps.
 
-    Raises: LedgerError naming the file that is missing or damaged; FileNotFoundError when the first is missing: the
-    caller may have an old snapshot.
+    Raises: LedgerError naming the file that is damaged; FileNotFoundError where one is missing: the caller may have an
+    old snapshot.
     """
+    for part in parts:
+        yield from _read_file(part.path, columns, keep)
+
+
+def _read_file(path: Path, columns: Sequence[str], keep: pa.compute.Expression | None = None) -> Iterator[Any]:
     import pyarrow.dataset as ds
 
-    for part in parts:
+    checked = ds.ParquetFileFormat(
+        default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    )
+    try:
+        source = ds.dataset(str(path), format=checked)
+        yield from source.to_batches(columns=list(columns), filter=keep, use_threads=True)
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowException, OSError) as error:
+        said = str(error).splitlines()[0].rpartition(str(path))[2].lstrip("': ")
+        said = "".join(c if c.isprintable() else "?" for c in said)
+        raise LedgerError(f"{path}: the file is damaged ({said}); restore it from a copy of the ledger") from error
+
+
+def _keys_of(path: Path) -> Keys:
+    batches = list(_read_file(path, ["chain", "seq"]))
+    return np.concatenate([np.zeros(0, np.int64), *(place_keys(b["chain"], b["seq"]) for b in batches)])
+
+
+def _spare(gone: list[Path], parts: list[Part], elsewhere: Callable[[], Keys]) -> list[Path]:
+    """Those of the files that may be deleted: each of their rows is in the table too, or elsewhere."""
+    free, held = [], {}
+    for path in gone:
         try:
-            source = ds.dataset(str(part.path), format="parquet")
-            yield from source.to_batches(columns=list(columns), filter=keep, use_threads=True)
-        except FileNotFoundError:
-            raise
-        except (pa.ArrowException, OSError) as error:
-            raise LedgerError(
-                f"{part.path}: the file is damaged ({str(error).splitlines()[0]}); restore it from a copy of the ledger"
-            ) from error
+            held[path] = _keys_of(path)
+        except LedgerError:
+            with open(path, "rb") as file:
+                ends = file.read()[-len(_WHOLE) :]
+            free += [] if ends == _WHOLE else [path]  # its writing was interrupted: it never was part of a table
+    low = min((keys.min() for keys in held.values() if len(keys)), default=0)
+    high = max((keys.max() for keys in held.values() if len(keys)), default=0)
+    known = np.concatenate([np.zeros(0, np.int64), *(_keys_of(p.path) for p in parts if p.may_be_within(low, high))])
+    lost = {path: keys[~np.isin(keys, known)] for path, keys in held.items()}
+    if any(len(keys) for keys in lost.values()):
+        known = elsewhere()
+        lost = {path: keys[~np.isin(keys, known)] for path, keys in lost.items()}
+    return free + [path for path, keys in lost.items() if not len(keys)]
