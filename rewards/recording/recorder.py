@@ -52,7 +52,7 @@ class Recorder:
         self._pipeline, self._columns, self._advantages = pipeline, checked_columns(columns), advantages
         self._functions: RewardSet | None = None
         self._batches = Batches([], self._place, self._done)
-        self._waiting: list[tuple[Batch, list[dict[str, Any]]]] = []
+        self._waiting: list[tuple[Batch, dict[str, Any]]] = []
         self._groups = Groups()
         self._model: Any = None
         self._state: Any = None
@@ -147,9 +147,8 @@ class Recorder:
                 found = trainer.advantages(
                     place.trainer, batch.arguments["completions"], self.attempts.rank, self.attempts.world
                 )
-                for row, advantage in zip(rows, found or (), strict=found is not None):
-                    # No schedule has acted, so the advantage without it is the same.
-                    row["advantage"] = row["advantage_unadjusted"] = advantage
+                # No schedule has acted, so the advantage without it is the same.
+                rows |= {"advantage": found, "advantage_unadjusted": found}
                 self.attempts.writer.append(place.step, rows)
 
     def event(self, kind: str, payload: Mapping[str, Any], step: int) -> None:

@@ -51,76 +51,92 @@ def checked_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
 
 def rows_of(
     batch: Batch, functions: RewardSet, pipeline: str, columns: Mapping[str, str], whole: bool
-) -> list[dict[str, Any]]:
-    """One row a completion. whole: whether every function answered; without, there is no baseline reward."""
+) -> dict[str, Any]:
+    """The batch's columns, one value a completion or one for all of them.
+
+    whole: whether every function answered; without, there is no baseline reward.
+    """
     place: Place = batch.place
-    parts, weights = functions.parts, functions.weights
-    scored = [(i, parts[i], batch.verdicts[i]) for i in sorted(batch.verdicts)]
+    rewards = _rewards(batch, functions) if whole else None
     fields = _fields(batch, columns)
-    lengths = _lengths(batch)
-    bounds = clip_range(place.trainer)
-    rows = []
-    for row in range(len(batch)):
-        components = [
-            {
-                "name": part.name,
-                "raw": verdict.values[row],
-                "value": verdict.values[row],
-                "weight": weights[i],
-                "role": role_of(weights[i]),
-                "status": verdict.status[row],
-                "scorer_id": part.scorer_id,
-                "latency_ms": verdict.latency_ms,
-            }
-            for i, part, verdict in scored
-        ]
-        reward = total([v.values[row] for _, _, v in scored], [weights[i] for i, _, _ in scored]) if whole else None
-        if reward is not None and bounds is not None:
-            reward = min(max(reward, bounds[0]), bounds[1])
-        rows.append(
-            {
-                "pipeline": pipeline,
-                "split": place.split,
-                "prompt_id": prompt_id(batch.prompts[row]),
-                "group_id": place.groups[row],
-                "group_size": place.group_size,
-                "policy_version": place.updates,
-                "baseline_reward": reward,
-                "adjusted_reward": reward,
-                "components": components,
-                "prompt": batch.prompts[row],
-                "response": batch.responses[row],
-                **lengths[row],
-                **{name: values[row] for name, values in fields.items() if values[row] is not None},
-            }
-        )
-    return rows
+    ids = [prompt_id(prompt) for prompt in batch.prompts]
+    if "prompt_id" in fields:
+        ids = [own if given is None else given for own, given in zip(ids, fields["prompt_id"], strict=True)]
+    return {
+        "pipeline": pipeline,
+        "split": place.split,
+        **fields,
+        "prompt_id": ids,
+        "group_id": place.groups,
+        "group_size": place.group_size,
+        "policy_version": place.updates,
+        "baseline_reward": rewards,
+        "adjusted_reward": rewards,
+        "components": _components(batch, functions),
+        "prompt": batch.prompts,
+        "response": batch.responses,
+        **_lengths(batch),
+    }
+
+
+def _rewards(batch: Batch, functions: RewardSet) -> list[float | None]:
+    by_function = [batch.verdicts[i].values for i in range(len(functions.parts))]
+    sums = [total(values, functions.weights) for values in zip(*by_function, strict=True)]
+    bounds = clip_range(batch.place.trainer)
+    if bounds is None:
+        return sums
+    return [None if value is None else min(max(value, bounds[0]), bounds[1]) for value in sums]
+
+
+def _components(batch: Batch, functions: RewardSet) -> Any:
+    """What the functions that answered said, row by row in their order."""
+    import pyarrow as pa
+
+    from rewards.schema import COMPONENTS_TYPE
+
+    scored = [(functions.parts[i], functions.weights[i], batch.verdicts[i]) for i in sorted(batch.verdicts)]
+    n, each = len(batch), len(scored)
+    values = [value for row in zip(*(verdict.values for _, _, verdict in scored), strict=True) for value in row]
+    known = {
+        "name": [part.name for part, _, _ in scored] * n,
+        "raw": values,
+        "value": values,
+        "weight": [weight for _, weight, _ in scored] * n,
+        "role": [role_of(weight) for _, weight, _ in scored] * n,
+        "status": [status for row in zip(*(v.status for _, _, v in scored), strict=True) for status in row],
+        "scorer_id": [part.scorer_id for part, _, _ in scored] * n,
+        "latency_ms": [verdict.latency_ms for _, _, verdict in scored] * n,
+    }
+    kinds = list(COMPONENTS_TYPE.value_type)
+    arrays = [pa.array(known.get(kind.name) or [None] * (n * each), kind.type) for kind in kinds]
+    entries = pa.StructArray.from_arrays(arrays, fields=kinds)
+    return pa.ListArray.from_arrays(pa.array(range(0, n * each + 1, each), pa.int32()), entries, type=COMPONENTS_TYPE)
 
 
 def _fields(batch: Batch, columns: Mapping[str, str]) -> dict[str, list[Any]]:
     found = {}
     for name, field in columns.items():
         values = batch.arguments.get(field)
-        if values is None:
-            if name != field:
-                raise ConfigError(f"columns: the data set has no field `{field}` for column `{name}`")
-            continue
         if isinstance(values, list | tuple) and len(values) == len(batch):
             # A category may be coded as a number; in the ledger it is a name.
             found[name] = [str(v) if isinstance(v, int) and name == "category" else v for v in values]
+        elif name != field:
+            raise ConfigError(f"columns: the data set has no field `{field}` for column `{name}`")
     return found
 
 
-def _lengths(batch: Batch) -> list[dict[str, Any]]:
+def _lengths(batch: Batch) -> dict[str, Any]:
     """Length and end of the responses. Units: tokens."""
     ids = batch.arguments.get("completion_ids")
     if ids is None or len(ids) != len(batch):
-        return [{}] * len(batch)
+        return {}
+    lengths = [len(tokens) for tokens in ids]
     ends = stop_tokens(batch.place.trainer)
     if ends is None:
-        return [{"response_tokens": len(tokens)} for tokens in ids]
+        return {"response_tokens": lengths}
     cut = [not len(tokens) or int(tokens[-1]) not in ends for tokens in ids]
-    return [
-        {"response_tokens": len(tokens), "truncated": was, "stop_reason": "length" if was else "stop"}
-        for tokens, was in zip(ids, cut, strict=True)
-    ]
+    return {
+        "response_tokens": lengths,
+        "truncated": cut,
+        "stop_reason": ["length" if was else "stop" for was in cut],
+    }

@@ -19,6 +19,14 @@ pytest.importorskip("trl", reason="TRL is not installed: `pip install rlhf-ledge
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def loaded() -> None:
+    """TRL's trainers take seconds to import; no test is charged with it."""
+    import trl
+
+    assert trl.GRPOTrainer and trl.RLOOTrainer and trl.DPOTrainer
+
+
 CLIPPED = {"reward_clip_range": [0.0, 6.0]}
 
 
