@@ -1,7 +1,8 @@
 """People's notes on sessions, and the reviews of notes. Both are events: what was said is kept as it was said.
 
 A review stands beside the note it reviews, and so do all the others; none closes a note or changes it. A person who
-thinks better of a note writes another one that supersedes it, and the first one stays readable.
+thinks better of a note writes another one that supersedes it, and the first one stays readable. Where the other one
+is somebody else's, that is shown and settles nothing: nobody closes another person's note.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ def read_notes(ledger: Ledger, run_id: str | None = None) -> list[dict[str, Any]
 
     Keys: those of an event with its payload's beside them (number, run_id, time, step, annotator, label, note,
     confidence, supersedes; session or sessions, and session_now or sessions_now, which are null where a resume has
-    superseded the row), state (one of STATES), superseded_by (numbers), reviews (number, time, annotator, label, note,
-    of_own_note). A review that names no note of this ledger stands alone: its
-    kind is `review`, and `reviews` is empty.
+    superseded the row), state (one of STATES), superseded_by (number, annotator), reviews (number, time, annotator,
+    label, note, of_own_note). A review that names no note of this ledger stands alone: its kind is `review`, and its
+    `reviews` are empty.
     Raises: LedgerError for an unknown run.
     """
     notes = {}
@@ -85,9 +86,10 @@ def read_notes(ledger: Ledger, run_id: str | None = None) -> list[dict[str, Any]
     for number, note in notes.items():
         older = notes.get(_number(note.get("supersedes")))
         if older is not None:
-            older["superseded_by"].append(number)
+            older["superseded_by"].append({"number": number, "annotator": note["annotator"]})
     for note in notes.values():
-        note["state"] = "superseded" if note["superseded_by"] else _state(note["reviews"])
+        by_author = note["annotator"] in [newer["annotator"] for newer in note["superseded_by"]]
+        note["state"] = "superseded" if by_author else _state(note["reviews"])
     _add_numbers_now(ledger, list(notes.values()))
     return [*notes.values(), *alone]
 
@@ -104,12 +106,12 @@ def _number(value: Any) -> int | None:
 
 def _state(reviews: Sequence[Mapping[str, Any]]) -> str:
     """By the newest word of each reviewer; an author's own is shown and settles nothing."""
-    words = {review["annotator"]: review["label"] for review in reviews if not review["of_own_note"]}
+    words = {repr(review["annotator"]): review["label"] for review in reviews if not review["of_own_note"]}
     if not words:
         return "unreviewed"
     if "disagree" in words.values():
         return "disputed"
-    return "agreed" if set(words.values()) == {"agree"} else "unsettled"
+    return "agreed" if all(word == "agree" for word in words.values()) else "unsettled"
 
 
 # -- checks ----------------------------------------------------------------------------------------------------------

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
-from rewards.commands.arguments import About, Commands, add_command, add_json, whole_number
+from rewards.commands.arguments import About, Commands, add_command, add_json, read_stdin, whole_number
 from rewards.commands.lookup import only_run
 from rewards.commands.output import print_json, say
 from rewards.errors import UserError
@@ -36,7 +35,7 @@ def register(commands: Commands) -> None:
     parser.add_argument("--note", metavar="TEXT|-", help="what there is to say; - reads it from stdin, to the letter")
     parser.add_argument("--confidence", type=float, metavar="P", help="how sure, from 0 to 1")
     parser.add_argument(
-        "--supersedes", type=whole_number, metavar="EVENT", help="number of the note that this one replaces"
+        "--supersedes", type=whole_number, metavar="EVENT", help="number of the note in whose place this one stands"
     )
     add_json(parser, "print the event as one JSON document")
 
@@ -68,16 +67,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read_note(given: str | None) -> str | None:
-    """The note as it was given: the argument, or all of stdin for `-`.
-
-    Raises: UserError when stdin holds no text.
-    """
-    if given != "-":
-        return given
-    try:
-        return sys.stdin.buffer.read().decode()  # not stdin itself, which would change the ends of lines
-    except UnicodeDecodeError as error:
-        raise UserError(f"stdin: byte {error.start:,} is no UTF-8; give the note as UTF-8 text") from error
+    """The note as it was given: the argument, or all of stdin for `-`."""
+    return read_stdin() if given == "-" else given
 
 
 def _about(args: argparse.Namespace) -> dict[str, Any]:

@@ -14,7 +14,8 @@ ABOUT = About(
     "people's notes with their reviews side by side",
     "A note is agreed when somebody other than its author reviewed it and the newest word of every such\n"
     "reviewer is agree; disputed when one is disagree; unsettled when one is unclear or another word; superseded\n"
-    "when a later note replaces it. All that was ever said is listed, whatever it came to.",
+    "when its author wrote another one in its place: nobody closes another person's note. All that was ever said\n"
+    "is listed, whatever it came to.",
 )
 
 
@@ -100,8 +101,11 @@ def _more(note: Mapping[str, Any]) -> str:
 
 
 def _state(note: Mapping[str, Any]) -> str:
-    by = ", ".join(str(number) for number in note["superseded_by"])
-    return f"superseded by {by}" if by else str(note["state"])
+    newer = note["superseded_by"]
+    if note["state"] == "superseded":
+        return "superseded by " + ", ".join(str(other["number"]) for other in newer)
+    others = [f"{line(other['annotator'])} would supersede it by {other['number']}" for other in newer]
+    return "; ".join([str(note["state"]), *others])
 
 
 def _print_text(text: Any, indent: str) -> None:

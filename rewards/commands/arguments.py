@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rewards.errors import UserError
 
 if TYPE_CHECKING:
     from rewards.cli import Parser
@@ -60,3 +63,16 @@ def row_key(text: str) -> tuple[int, int, int]:
         raise argparse.ArgumentTypeError(f"{text[:60]!r} is not ATTEMPT/WRITER/SEQ, such as 1/0/66")
     attempt, writer, seq = (int(part) for part in text.split("/"))
     return attempt, writer, seq
+
+
+def read_stdin() -> str:
+    """All of stdin, to the letter: read as bytes, since text streams change the ends of lines.
+
+    Raises: UserError when there is none, or when it is no UTF-8.
+    """
+    if sys.stdin is None:
+        raise UserError("stdin is closed: give the text itself instead of -")
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"stdin: byte {error.start:,} is no UTF-8; give UTF-8 text") from error

@@ -70,14 +70,14 @@ def run(args: argparse.Namespace) -> int:
         done = ledger.redact(run_id, *key[1:], columns, reason=args.reason, by=args.by)
     for column, count in elsewhere.items():
         say(
-            f"the same {column} stands in {counted(count, 'other row')}; each is redacted by itself "
+            f"the same {column} text stands in {counted(count, 'other row')}; each is redacted by itself "
             "(the view `texts` of `rewards sql` finds them)"
         )
     if args.json:
         print_json(done)
     else:
         print(f"taken out: {what}")
-        say(f"recorded as event {done['seq']}; `rewards verify` still holds")
+        say(f"recorded as event {done['seq']}; the hash of the text stays, so the ledger still verifies")
     return 0
 
 
@@ -119,7 +119,7 @@ def _confirmed(what: str) -> bool:
 
     Raises: UserError where nobody can be asked.
     """
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise UserError(f"{what}: cannot be brought back; say --yes")
     print(f"{what}: cannot be brought back. Take it out? [yes/no] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() == "yes"

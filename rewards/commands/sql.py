@@ -12,7 +12,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewards.commands.arguments import About, Commands, add_command, add_json, whole_number
+from rewards.commands.arguments import About, Commands, add_command, add_json, read_stdin, whole_number
 from rewards.commands.output import Plain, counted, dumps, line, print_records, say
 from rewards.errors import LedgerError, UserError
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the query and prints what it gives."""
     from rewards.ledger import Ledger
 
-    query = sys.stdin.read() if args.query == "-" else args.query
+    query = read_stdin() if args.query == "-" else args.query
     if args.limit is not None and args.limit < 0:
         raise UserError(f"--limit is {args.limit}; give a number of rows from 0")
     with Ledger.open(args.ledger) as ledger, _one_line(), _answer(ledger, query) as (names, rows):

@@ -130,7 +130,11 @@ def test_bytes_that_are_no_text_are_refused(path, capsys, monkeypatch):
 def test_a_superseded_note_stays_listed_and_marked(path, number, capsys):
     newer = int(printed(capsys, "annotate", path, "--session", 5, *NOTE, "--note", "too fast", "--supersedes", number))
     first, second = document(capsys, "annotations", path, "--json")["annotations"]
-    assert (first["number"], first["state"], first["superseded_by"]) == (number, "superseded", [newer])
+    assert (first["number"], first["state"], first["superseded_by"]) == (
+        number,
+        "superseded",
+        [{"number": newer, "annotator": "ana"}],
+    )
     assert first["note"] == "the speed of transition seems--"
     assert (second["supersedes"], second["state"]) == (number, "unreviewed")
     listed = printed(capsys, "annotations", path)
@@ -138,6 +142,16 @@ def test_a_superseded_note_stays_listed_and_marked(path, number, capsys):
     assert [note["number"] for note in document(capsys, "annotations", path, "--open", "--json")["annotations"]] == [
         newer
     ]
+
+
+def test_nobody_closes_another_persons_note(path, number, capsys):
+    with Ledger.open(path) as ledger:
+        review(ledger, number, annotator="ben", verdict="disagree")
+    over = ("--annotator", "cem", "--label", "standard", "--supersedes", number)
+    newer = int(printed(capsys, "annotate", path, "--session", 5, *over))
+    first, second = document(capsys, "annotations", path, "--open", "--json")["annotations"]
+    assert (first["number"], first["state"], second["state"]) == (number, "disputed", "unreviewed")
+    assert f"[disputed; cem would supersede it by {newer}]" in printed(capsys, "annotations", path)
 
 
 def test_only_a_note_of_the_same_run_can_be_superseded(path, number, capsys):
@@ -219,6 +233,7 @@ def test_notes_from_elsewhere_are_listed_as_far_as_they_say(path, capsys):
     with Ledger.open(path) as ledger:
         ledger.note("annotation", {"annotator": "old", "label": "standard", "session": 7}, RUN)
         ledger.note("annotation", {"annotator": 3, "label": None, "sessions": [1, 4], "row": "?", "note": ["a"]}, RUN)
+        ledger.note("review", {"annotator": ["x"], "label": {"a": 1}, "reviews": ledger.events(RUN)[-1]["seq"]}, RUN)
         ledger.note("annotation", {"annotator": "old", "label": "whole run", "confidence": float("nan")}, RUN)
     assert len(document(capsys, "annotations", path, "--json")["annotations"]) == 3
     listed = printed(capsys, "annotations", path)

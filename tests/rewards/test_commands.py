@@ -1,5 +1,7 @@
 """The `rewards` commands on what people hand them: ledgers that are damaged, numbers and paths that cannot be meant."""
 
+import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -116,6 +118,70 @@ def test_output_without_room_is_one_line(whole: Path) -> None:
         )
     assert done.returncode == 2
     assert done.stderr.splitlines() == ["error: output: No space left on device; make room and try again"]
+
+
+def shell(script: str, *argv: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command in a shell that does something to its streams."""
+    command = [sys.executable, "-m", "rewards.cli", *map(str, argv)]
+    return subprocess.run(
+        ["bash", "-c", f'"$@" {script}', "-", *command],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | environment,
+    )
+
+
+def test_streams_that_are_closed_are_no_traceback(whole: Path) -> None:
+    done = shell("<&-", "annotate", whole, "--step", 1, *NOTE, "--note", "-")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "stdin is closed" in done.stderr
+    done = shell("<&-", "redact", whole, "--session", 1, "--reason", "r", "--by", "ana")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "say --yes" in done.stderr
+    done = shell(">&-", "head", whole)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_terminal_that_knows_fewer_letters_gets_them_escaped(whole: Path) -> None:
+    query = "select 'é' as word"
+    done = shell("", "sql", whole, query, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout.split()) == (0, ["word", "\\xe9"])
+    done = shell("", "sql", whole, query, "--json", PYTHONIOENCODING="ascii")
+    assert json.loads(done.stdout) == [{"word": "é"}]
+
+
+def test_an_interruption_is_one_line_and_not_a_failed_check(
+    whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(ledger: Ledger) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Ledger, "head", interrupted)
+    assert "Ctrl-C" in one_line(capsys, "head", whole, code=130)
+
+
+@pytest.mark.parametrize("command", [parts for parts in COMMANDS if parts[0] != "report"])
+def test_every_command_prints_one_json_document(
+    command: list[str], copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    number = _annotated(copy) if command[0] == "review" else None
+    parts = [str(number) if part == "1" and number else part for part in command]
+    assert main([parts[0], str(copy), *parts[1:], "--json"]) == 0
+    json.loads(capsys.readouterr().out)
+
+
+def _annotated(path: Path) -> int:
+    with Ledger.open(path) as ledger:
+        number: int = ledger.note("annotation", {"annotator": "ana", "label": "odd"}, "demo/grpo")["seq"]
+    return number
+
+
+def test_help_loads_nothing_of_weight() -> None:
+    code = (
+        "import sys; from rewards.cli import build_parser; build_parser(); "
+        "heavy = {'numpy', 'pyarrow', 'duckdb', 'deltalake', 'rich'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_ledger_shows_itself_as_the_call_that_opens_it(whole: Path) -> None:

@@ -71,7 +71,7 @@ def test_rows_that_hold_the_same_text_are_counted_so_that_nobody_thinks_it_is_go
     assert main(["redact", str(path), "--session", "1", "--column", "prompt", *WHY, "--yes"]) == 0
     said = capsys.readouterr()
     assert said.out.startswith("taken out: prompt of session 1, row 1/0/1 of run r")
-    assert "the same prompt stands in 1 other row" in said.err
+    assert "the same prompt text stands in 1 other row" in said.err
     assert main(["redact", str(path), "--session", "2", "--column", "prompt", *WHY, "--yes"]) == 0
     assert "the same" not in capsys.readouterr().err
 

@@ -18,7 +18,7 @@ from tests.rewards.typed import document, printed, refused
 @pytest.fixture(scope="module")
 def path():
     with scratch() as folder:
-        root = folder / "a ledger's folder"
+        root = folder / "a ledger's [1]* folder"
         with Ledger.open(root, create=True) as ledger:
             with ledger.writer("r") as writer:
                 writer.append(1, rows(0, 4, prompt="a prompt", kl_nats=float("nan"))).wait()
@@ -130,7 +130,8 @@ def test_more_rows_than_a_batch_come_out_once_and_in_order(path, capsys):
 
 
 def test_the_query_may_come_from_stdin(path, capsys, monkeypatch):
-    monkeypatch.setattr("sys.stdin", io.StringIO("-- how many\nselect count(*) as n\nfrom live;\n"))
+    query = b"-- how many\nselect count(*) as n\nfrom live;\n"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(query)))
     assert document(capsys, "sql", path, "-", "--json") == [{"n": 9}]
 
 
@@ -222,6 +223,13 @@ def test_a_file_that_is_missing_for_good_is_one_line_that_names_it(path, capsys)
         assert part.name in refused(capsys, "show", path, "--session", 1)
     finally:
         aside.rename(part)
+
+
+def test_a_ledger_is_found_by_a_relative_path_and_through_a_link(path, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(path)
+    (tmp_path / "link").symlink_to(path)
+    for name in (".", "../" + path.name, tmp_path / "link"):
+        assert asked(capsys, name, "select count(category) n from live") == [{"n": 9}]
 
 
 # -- the shell ---------------------------------------------------------------------------------------------------------
