@@ -219,7 +219,8 @@ def _aside(out: Path) -> Iterator[Path]:
         finally:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{out}: cannot be written: {error.strerror or error}") from error
+        said = os.strerror(error.errno) if error.errno else str(error)  # arrow's own text names the file set aside
+        raise UserError(f"{out}: cannot be written: {said}") from error
 
 
 # -- events ------------------------------------------------------------------------------------------------------------

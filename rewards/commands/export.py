@@ -9,6 +9,9 @@ from rewards.commands.arguments import About, Commands, add_command, add_json
 from rewards.commands.lookup import only_run
 from rewards.commands.output import counted, line, print_json, say
 
+# As rewards.export has them, which is not loaded for --help; a test compares the two.
+FORMATS = ("parquet", "csv", "jsonl")
+
 ABOUT = About(
     "a run as a Parquet, CSV or JSON lines file",
     "The file is written aside and takes its name when it is whole; one of that name is replaced. Columns: `session`,\n"
@@ -25,8 +28,7 @@ def register(commands: Commands) -> None:
     parser.add_argument("--run", help="the run; needed where the ledger has several")
     parser.add_argument("--all", action="store_true", help="superseded rows too, with a column `live`")
     parser.add_argument("--texts", action="store_true", help="prompts and responses too")
-    # As in rewards.export.FORMATS, which is not loaded for --help.
-    parser.add_argument("--format", choices=("parquet", "csv", "jsonl"), help="default: by the name of the file")
+    parser.add_argument("--format", choices=FORMATS, help="default: by the name of the file")
     parser.add_argument("--events", action="store_true", help="the run's events too, in a file beside it")
     parser.add_argument(
         "--salvage", action="store_true", help="what can still be read of a damaged ledger; exit 1 if not all"

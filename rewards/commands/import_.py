@@ -10,6 +10,8 @@ from rewards.commands.arguments import Commands, add_json
 from rewards.commands.output import counted, line, print_json, say
 from rewards.errors import UserError
 
+# As the importers have them, which are not loaded for --help; a test compares the two.
+FORMATS = ("auto", "csv", "jsonl", "parquet", "trl", "verl", "open-instruct")
 _TEXT = "a run from files: CSV, JSON lines, Parquet, or the logs of TRL, verl and open-instruct"
 _MORE = """\
 A CSV, JSON lines or Parquet file uses the ledger's column names, or --map gives them. Every field must become a column:
@@ -44,9 +46,7 @@ def register(commands: Commands) -> None:
         "--ledger", metavar="DIR", type=Path, required=True, help="folder of the ledger; made if missing"
     )
     parser.add_argument("--run-id", metavar="RUN", required=True, help="name of the new run")
-    # As in rewards.importers.FORMATS, which is not loaded for --help.
-    formats = ("auto", "csv", "jsonl", "parquet", "trl", "verl", "open-instruct")
-    parser.add_argument("--format", choices=formats, default="auto", help="default: by file name and first row")
+    parser.add_argument("--format", choices=FORMATS, default="auto", help="default: by file name and first row")
     pairs: dict[str, Any] = {"action": "extend", "nargs": "+", "default": []}
     parser.add_argument("--map", metavar="COLUMN=FIELD", help="the ledger's column is the file's field", **pairs)
     parser.add_argument("--set", metavar="COLUMN=VALUE", help="one value for all rows", **pairs)

@@ -3,8 +3,8 @@
 What becomes what: whole numbers become floats and, in text columns, text; floats without a fraction become whole
 numbers; 0 and 1 become false and true; decimals become floats; a conversation becomes text (the content of its only
 message, else JSON). A single precision column keeps single precision. Times need a zone (ISO 8601 text, or an Arrow
-timestamp), or are whole microseconds since 1970. Only a CSV file's cells are parsed: there they are all text. NaN is a
-value of its own, not a missing one; JSON writes it and the infinities as NaN or "NaN".
+timestamp), or are whole microseconds since 1970. Only a CSV file's cells are parsed: there they are all text, and
+12.0 is a whole number. NaN is a value of its own, not a missing one; JSON writes it and the infinities as NaN or "NaN".
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rewards.errors import UserError
 from rewards.schema import TEXT_COLUMNS, Column
 
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_EXACT = 2.0**53 - 1  # a double holds every whole number up to here, and none rounds to it
 _MISFITS = (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError, UnicodeError)
 
 Cast = Callable[[pa.Array], pa.Array]
@@ -115,15 +116,16 @@ def _cast(column: Column, source: pa.DataType, parse: bool) -> Cast | None:
         return _to_float(target, source, parse)
     if pa.types.is_boolean(target):
         if is_text:
-            return (lambda array: array.cast(target)) if parse else None
+            return _parsed_truth if parse else None
         return _truth if _is_number(source) else None
     if pa.types.is_timestamp(target):
         zoned = pa.types.is_timestamp(source) and source.tz is not None
         fits = zoned or is_text or pa.types.is_integer(source)
         return (lambda array: array.cast(target, safe=not zoned)) if fits else None
     if pa.types.is_integer(target):
-        fits = _is_number(source) or (is_text and parse)
-        return (lambda array: array.cast(target)) if fits else None
+        if is_text:
+            return (lambda array: _parsed_whole(array, target)) if parse else None
+        return (lambda array: array.cast(target)) if _is_number(source) else None
     if pa.types.is_integer(source):
         return lambda array: array.cast(pa.string())
     return _conversations if column.name in TEXT_COLUMNS and _is_conversation(source) else None
@@ -157,6 +159,26 @@ def _words(array: pa.Array) -> pa.Array:
     if pc.any(strange).as_py():
         raise pa.ArrowInvalid("text")
     return pa.array([_NOT_FINITE.get(value) for value in array.to_pylist()], pa.float64())
+
+
+def _parsed_whole(array: pa.Array, target: pa.DataType) -> pa.Array:
+    """Whole numbers, also as 12.0: programs that have no missing whole numbers write them so."""
+    if pc.any(pc.match_substring_regex(array, "[xX]")).as_py():
+        raise pa.ArrowInvalid("a number to another base")
+    try:
+        return array.cast(target)
+    except pa.ArrowInvalid:
+        numbers = array.cast(pa.float64())
+        if pc.any(pc.greater(pc.abs(numbers), _EXACT)).as_py():
+            raise
+        return numbers.cast(target)
+
+
+def _parsed_truth(array: pa.Array) -> pa.Array:
+    try:
+        return array.cast(pa.bool_())
+    except pa.ArrowInvalid:
+        return _truth(array.cast(pa.float64()))
 
 
 def _truth(array: pa.Array) -> pa.Array:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rewards.errors import DataError, LedgerError
+from rewards.errors import DataError, LedgerError, UserError
 from rewards.importers.detect import detect, make_source
 from rewards.importers.events import ReadEvent, placed, read_events, renumbered
 from rewards.importers.fields import Fields, Options
@@ -171,7 +171,8 @@ class Import:
             return
         late: list[pa.Table] = []
         with _recorded(ledger.writer(self.request.run_id)) as writer:
-            writer.event("attempt_started", self._announcement("what a resumed process scored anew, kept for audit"), 0)
+            older = "what a resumed process scored anew, kept for audit"
+            writer.event("attempt_started", self._announcement(older), 0).wait()
             for table in tables:
                 early = pc.less_equal(table["step"], resume_step)
                 late.append(table.filter(pc.invert(early)))
@@ -188,7 +189,8 @@ class Import:
     @contextmanager
     def _attempt(self, ledger: Ledger, position: dict[str, Any] | None) -> Iterator[Writer]:
         with _recorded(ledger.writer(self.request.run_id, resume=position)) as writer:
-            writer.event("attempt_started", self._announcement(), position["step"] if position else 0)
+            # Durable before the first row: it is what says that a run which never came to its end was an import.
+            writer.event("attempt_started", self._announcement(), position["step"] if position else 0).wait()
             yield writer
             check_unchanged(self.files)
             self._write_events(writer)
@@ -232,6 +234,8 @@ def import_run(ledger: Path, request: Request) -> dict[str, Any]:
     """
     from rewards.ledger import Ledger
 
+    if not request.run_id.strip() or not request.run_id.isprintable():
+        raise UserError(f"run_id is {request.run_id!r}; give a name in printable characters")
     if (ledger / "ledger.db").exists():
         with Ledger.open(ledger) as opened:
             _check_free(opened, request.run_id)

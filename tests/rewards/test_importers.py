@@ -3,6 +3,8 @@
 import gzip
 import math
 import random
+import subprocess
+import sys
 from datetime import UTC, datetime
 
 import numpy as np
@@ -103,6 +105,8 @@ def test_a_value_that_would_have_to_be_guessed_or_rounded_is_refused_at_its_row(
         (TRUTH, "True", True),
         (TRUTH, "false", False),
         (TRUTH, "1", True),
+        (TRUTH, "0.0", False),
+        (WHOLE, "12.0", 12),
         (TIME, "2026-01-31 12:00:00Z", NOON),
         (TEXT, "12", "12"),
     ],
@@ -121,6 +125,14 @@ def test_the_first_value_that_does_not_fit_is_named(cells):
     else:
         expected = [None if cell is None else int(cell) for cell in cells]
         assert to_column(WHOLE, pa.array(cells, pa.string()), parse=True).to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cell"), [(WHOLE, "0x1F"), (WHOLE, "9007199254740993.0"), (TRUTH, "2"), (TRUTH, "yes")]
+)
+def test_a_cell_that_only_looks_like_one_is_refused(wanted, cell):
+    with pytest.raises(Misfit, match=f"'{cell}' is not"):
+        to_column(wanted, pa.array(["1", cell]), parse=True)
 
 
 def test_nan_is_a_value_and_null_is_none(ledger, tmp_path):
@@ -527,6 +539,32 @@ def test_an_import_that_fails_while_it_writes_says_so_and_may_be_repeated(ledger
         assert whole["status"] == "imported" and whole["sessions"] == 10 and whole["attempts"] == 2
         assert opened.sessions(RUN, live=False).num_rows == 14 and opened.verify().ok
     assert column(ledger, "row_id") == [f"r{i}" for i in range(1, 11)]
+
+
+def test_an_import_that_was_killed_may_be_repeated_and_counts_once(ledger, tmp_path):
+    path = sessions_csv(tmp_path / "a.csv", [(i, i) for i in range(1, 11)])
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from rewards.importers import Request, import_run, run\n"
+        "tables = run.Import.tables\n"
+        "def slow(self, staging):\n"
+        "    for table in tables(self, staging):\n"
+        "        yield table.slice(0, 4)\n"
+        "        print('half', flush=True)\n"
+        "        time.sleep(600)\n"
+        "run.Import.tables = slow\n"
+        "import_run(Path(sys.argv[1]), Request(sys.argv[2], [sys.argv[3]]))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, ledger, RUN, path], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "half\n"
+        child.kill()
+    with Ledger.open(ledger) as opened:
+        assert [(r["sessions"], r["status"]) for r in opened.runs()] == [(4, "open")]
+    take_in(ledger, path)
+    with Ledger.open(ledger) as opened:
+        assert [(r["sessions"], r["status"], r["attempts"]) for r in opened.runs()] == [(10, "imported", 2)]
+        assert opened.verify().ok
 
 
 def test_an_import_whose_place_was_taken_says_so(ledger, tmp_path, monkeypatch):
