@@ -81,7 +81,7 @@ def assert_is_the_live_view(root, run_id: str, given: pa.Table) -> None:
 
 LIVE = """
     SELECT s.*, b.session_offset + s.position + 1 AS session
-    FROM {sessions} s JOIN {blocks} b USING (chain, block)
+    FROM {sessions} s JOIN {blocks} b USING (block)
     WHERE b.live AND s.run_id = '{run_id}'
 """
 
@@ -93,9 +93,9 @@ LIVE = """
 def test_polars_rebuilds_the_live_view(root, run_id):
     pl = pytest.importorskip("polars")
     sessions = pl.scan_delta(str(root / "sessions"))
-    live = pl.scan_delta(str(root / "blocks")).filter("live").select("chain", "block", "session_offset")
+    live = pl.scan_delta(str(root / "blocks")).filter("live").select("block", "session_offset")
     found = (
-        sessions.join(live, on=["chain", "block"])
+        sessions.join(live, on="block")
         .with_columns(session=pl.col("session_offset") + pl.col("position") + 1)
         .filter(pl.col("run_id") == run_id)
         .collect()
@@ -172,11 +172,11 @@ def test_duckdb_alone_finds_texts_and_components(root):
         connection.execute(f"CREATE VIEW texts AS FROM read_parquet({files(root, 'texts')!r})")
         texts = connection.execute(
             "SELECT b.session_offset + s.position + 1 AS session, t.prompt, t.response, t.rejected FROM sessions s "
-            "JOIN blocks b USING (chain, block) LEFT JOIN texts t USING (chain, seq) "
+            "JOIN blocks b USING (block) LEFT JOIN texts t ON t.chain = s.chain AND t.seq = s.seq "
             "WHERE b.live AND s.run_id = 'grpo' AND s.split = 'train' ORDER BY session"
         ).fetchall()
         means = connection.execute(
-            "SELECT c.name, avg(c.value), count(*) FROM sessions s JOIN blocks b USING (chain, block), "
+            "SELECT c.name, avg(c.value), count(*) FROM sessions s JOIN blocks b USING (block), "
             "unnest(s.components) AS u(c) WHERE b.live AND s.run_id = 'grpo' GROUP BY 1"
         ).fetchall()
     with Ledger.open(root) as ledger:
@@ -201,8 +201,8 @@ def test_pandas_rebuilds_the_live_view(root, run_id, reader):
             return pd.read_parquet(files(root, name), dtype_backend="pyarrow")
         return deltalake.DeltaTable(root / name).to_pandas(types_mapper=pd.ArrowDtype)
 
-    live = frame("blocks").query("live")[["chain", "block", "session_offset"]]
-    found = frame("sessions").merge(live, on=["chain", "block"])
+    live = frame("blocks").query("live")[["block", "session_offset"]]
+    found = frame("sessions").merge(live, on="block")
     found["session"] = found["session_offset"] + found["position"] + 1
     schema = pa.schema([*sealed_schema(), ("session", pa.int64())])
     table = pa.Table.from_pandas(found[found["run_id"] == run_id], schema=schema, preserve_index=False)
@@ -248,12 +248,12 @@ def test_hugging_face_datasets_rebuilds_the_live_view(root, run_id, datasets, tm
         cache_dir=str(tmp_path),
     )
     blocks = datasets.load_dataset("parquet", data_files=files(root, "blocks"), split="train", cache_dir=str(tmp_path))
-    offset = {(b["chain"], b["block"]): b["session_offset"] for b in blocks if b["live"]}
-    live = loaded.filter(lambda row: (row["chain"], row["block"]) in offset and row["run_id"] == run_id)
+    offset = {b["block"]: b["session_offset"] for b in blocks if b["live"]}
+    live = loaded.filter(lambda row: row["block"] in offset and row["run_id"] == run_id)
 
     def number(row: dict[str, Any]) -> dict[str, Any]:
         place = row["position"]
-        return {"session": None if place is None else offset[row["chain"], row["block"]] + place + 1}
+        return {"session": None if place is None else offset[row["block"]] + place + 1}
 
     numbered = live.map(number, features=datasets.Features({**live.features, "session": datasets.Value("int64")}))
     schema = pa.schema([*sealed_schema(), ("session", pa.int64())])
