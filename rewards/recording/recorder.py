@@ -234,12 +234,12 @@ class Recorder:
             step = self._last_step
         else:
             step = updates + (split == "train")
-            if step < self._last_step:
+            if split == "train" and step < self._last_step:
                 raise LedgerError(
                     f"training went back from step {self._last_step} to step {step} unseen, and its sessions would "
                     "count twice; give the trainer callbacks=[recorder.callback()]"
                 )
-            self._last_step = step
+            self._last_step = max(self._last_step, step)
         size = trainer.generations(found or self._arguments, split)
         repeated = split == "eval" and step == (self.attempts.writer.resume_step or None)
         label = f"{split}-{step}" if not repeated else f"eval-{step}-attempt-{self.attempts.writer.attempt}"

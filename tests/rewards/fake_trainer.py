@@ -35,7 +35,7 @@ class FakeTrainer:
         self.num_generations = args.num_generations
         self.model = SimpleNamespace(training=False)
         self.state = SimpleNamespace(global_step=0, max_steps=args.max_steps, log_history=[])
-        self.prompts, self.breaks = prompts, False
+        self.prompts, self.breaks_at = prompts, None
         self.seen: list[tuple[Any, ...]] = []
         self._logs: dict[str, Any] = {"completion": deque(maxlen=64), "advantages": deque(maxlen=64)}
         self.call("on_init_end")
@@ -61,7 +61,7 @@ class FakeTrainer:
         }
         values = run(self.reward_funcs, arguments)
         self.seen += list(zip(completions, *values, strict=True))
-        if self.breaks:
+        if label == f"step {self.breaks_at}":
             raise MemoryError
         self._logs["completion"].extend(completions)
         self._logs["advantages"].extend(float(i) for i in range(len(prompts)))

@@ -52,6 +52,21 @@ def test_functions_that_a_resumed_run_keeps_are_registered_once(tmp_path: Path) 
     assert registered == [("length", 1.0), ("last", 1.0), ("length", 2.0)]
 
 
+def test_one_trainer_may_train_again_in_the_same_process(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "ledger", "run")
+    functions = recorder.wrap([length])
+    trainer = FakeTrainer(functions, configuration(tmp_path / "out"), [recorder.callback()])
+    trainer.breaks_at = 3
+    with pytest.raises(MemoryError):
+        trainer.train()
+    trainer.breaks_at = None
+    trainer.train(str(tmp_path / "out" / "checkpoint-2"))
+    recorder.close()
+    rows = read(tmp_path / "ledger")
+    assert Counter((row["attempt"], row["step"]) for row in rows) == {(1, 1): 4, (1, 2): 4, (2, 3): 4, (2, 4): 4}
+    assert len(read(tmp_path / "ledger", live=False)) == 20
+
+
 def test_changed_settings_of_a_resumed_run_are_told(tmp_path: Path) -> None:
     train(tmp_path, max_steps=2)
     train(tmp_path, str(tmp_path / "out" / "checkpoint-2"), max_steps=4)

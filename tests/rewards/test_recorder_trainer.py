@@ -84,7 +84,7 @@ def test_advantages_are_the_trainers_and_only_of_training(tmp_path: Path) -> Non
 def test_sessions_that_wait_for_advantages_are_written_when_training_breaks(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "ledger", "run", advantages=True)
     trainer = FakeTrainer(recorder.wrap([length]), configuration(tmp_path / "out"), [recorder.callback()])
-    trainer.breaks = True  # after the rewards are there, before it has made advantages of them
+    trainer.breaks_at = 1  # after the rewards are there, before it has made advantages of them
     with pytest.raises(MemoryError):
         trainer.train()
     recorder.close()
@@ -94,7 +94,7 @@ def test_sessions_that_wait_for_advantages_are_written_when_training_breaks(tmp_
 def test_a_training_that_breaks_elsewhere_says_so(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "ledger", "run")
     trainer = FakeTrainer(recorder.wrap([length]), configuration(tmp_path / "out"), [recorder.callback()])
-    trainer.breaks = True
+    trainer.breaks_at = 1
     with pytest.raises(MemoryError), recorder:
         trainer.train()
     (stopped,) = events(tmp_path / "ledger", "stopped")
