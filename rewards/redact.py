@@ -42,6 +42,7 @@ def redact(root: Path, row: Row, columns: Sequence[str], reason: str, by: str) -
         if not isinstance(value, str) or not value.strip():
             raise LedgerError(f"a redaction needs {name}=: it is recorded for good")
     with seal.lock(root):
+        seal.recover(root)
         chain = _chain_of(root, row)
         hashed = _recorded(root, chain, row.seq)
         absent = [name for name in columns if name not in hashed]
@@ -137,4 +138,4 @@ def _redact_sealed(root: Path, chain: Chain, seq: int, columns: Sequence[str]) -
                 new = pc.if_else(gone, pa.scalar(None, column.type), column)
                 table = table.set_column(table.schema.get_field_index(stored), table.schema.field(stored), new)
         body.replace([part], [table], same_rows=False)
-    body.vacuum()
+    seal.vacuum(root)

@@ -85,16 +85,25 @@ def recover(root: Path) -> None:
             print(f"warning: {said}", file=sys.stderr)
 
 
-def seal_chains(root: Path, wanted: Callable[[Chain], bool], *, publish_tables: bool = True) -> int:
-    """Moves the hot rows of the wanted chains into the tables; returns how many rows. Under the lock of the caller."""
+def seal_chains(root: Path, wanted: Callable[[Chain], bool], *, always_publish: bool = False) -> int:
+    """Moves the hot rows of the wanted chains into the tables; returns how many rows. Under the lock of the caller.
+
+    Raises: LedgerError for the first chain that cannot be sealed, after the others were.
+    """
     moved = 0
     with snapshot(root / DATABASE) as ledger:
         lineage = read_lineage(ledger)
         chains = read_chains(ledger, root, lineage)
     sessions, texts = Body(root, SESSIONS), Body(root, TEXTS)
+    failures: list[LedgerError] = []
     for chain in filter(wanted, chains):
-        moved += _seal_chain(chain, sessions, texts)
-    if publish_tables and moved:
+        try:
+            moved += _seal_chain(chain, sessions, texts)
+        except LedgerError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    if moved or always_publish:
         publish(root, lineage, chains)
     return moved
 

@@ -141,6 +141,8 @@ class Body:
         keys_elsewhere: of rows outside of the table. Given, a file stays that has a row which is neither there nor in
         the table: no log entry speaks of it any more, and it may be all that is left of the row.
         """
+        if self.damage is not None:
+            raise LedgerError(self.damage)
         if self._table is None:
             return 0
         self.make_durable()  # what replaced the files, before they go

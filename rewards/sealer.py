@@ -9,11 +9,14 @@ from rewards.catalog import DATABASE, TAILS, Chain, read_chains, read_lineage
 from rewards.errors import LedgerError
 from rewards.sqlite import snapshot
 
+_KEEP_SECONDS = 3600.0  # replaced files stay so long for whoever reads them, unless somebody seals by hand
+
 
 class Sealer:
     """Seals one writer's rows whenever `every` of them wait, in a thread of its own. every: None never seals.
 
-    What goes wrong here loses nothing: the rows stay in the tail. It is said on stderr, once, and tried again later.
+    What goes wrong here loses nothing: rows leave the tail only when they are safe in the tables. It is said on stderr,
+    once, and tried again with the next rows.
     """
 
     def __init__(self, root: Path, place: tuple[int, int], every: int | None) -> None:
@@ -22,7 +25,7 @@ class Sealer:
         self._every = every
         self._waiting = 0
         self._thread: threading.Thread | None = None
-        self._said = False
+        self._failed = False
 
     def committed(self, rows: int) -> None:
         """Counts rows that became durable; starts to seal when enough wait."""
@@ -31,13 +34,16 @@ class Sealer:
         if self._every is not None and self._waiting >= self._every and not busy:
             self._waiting = 0
             self._thread = threading.Thread(target=self._seal, name="ledger seal", daemon=True)
-            self._thread.start()
+            try:
+                self._thread.start()
+            except RuntimeError:  # the interpreter is about to end: the next seal takes the rows
+                self._thread = None
 
     def finish(self) -> None:
         """Seals what is left, after the last commit; gives room back and puts small files together."""
         if self._thread is not None:
             self._thread.join()
-        if self._every is not None and self._waiting:
+        if self._every is not None and (self._waiting or self._failed):
             self._seal(last=True)
 
     def _is_mine(self, chain: Chain) -> bool:
@@ -49,30 +55,32 @@ class Sealer:
                 seal.recover(self._root)
                 seal.seal_chains(self._root, self._is_mine)
                 if last:
-                    if seal.compact(self._root):
-                        seal.vacuum(self._root)
+                    seal.compact(self._root)
+                    seal.vacuum(self._root, _KEEP_SECONDS)
                     for path in (self._root / TAILS).glob(f"{self._place[0]:06d}-{self._place[1]:03d}.db"):
                         seal.shrink_tail(path)
-        except (LedgerError, OSError) as error:
-            if not self._said:
+        except Exception as error:  # of whatever kind: training goes on without it
+            if not self._failed:
+                said = error if isinstance(error, LedgerError) else f"{type(error).__name__}: {error}"
                 print(
-                    f"warning: rows were not sealed and stay safe in the tail: {error}; `rewards seal` tries again",
+                    f"warning: {self._root}: sealing stopped, rows stay safe in the tail: {said}; `rewards seal` "
+                    "tries again",
                     file=sys.stderr,
                 )
-            self._said = True
+            self._failed = True
+        else:
+            self._failed = False
 
 
 def seal_all(root: Path, vacuum: bool = True) -> dict[str, int]:
     """Seals every chain. See `Ledger.seal`."""
     with seal.lock(root):
         seal.recover(root)
-        moved = seal.seal_chains(root, lambda chain: True, publish_tables=False)
-        with snapshot(root / DATABASE) as ledger:
-            lineage = read_lineage(ledger)
-            chains = read_chains(ledger, root, lineage)
-        seal.publish(root, lineage, chains)
+        moved = seal.seal_chains(root, lambda chain: True, always_publish=True)
         replaced = seal.compact(root)
         deleted = seal.vacuum(root) if vacuum else 0
+        with snapshot(root / DATABASE) as ledger:
+            chains = read_chains(ledger, root, read_lineage(ledger))
         for chain in chains:
             seal.shrink_tail(chain.path)
     return {"rows": moved, "compacted": replaced, "deleted": deleted}
