@@ -322,8 +322,8 @@ with Ledger.open(path) as ledger, ledger.writer("busy", writer=number, attempt=1
 """
 
 
-def _training(path, number):
-    command = [sys.executable, "-c", _TRAINS, str(path), str(number), "2.5"]
+def _training(path, number, seconds):
+    command = [sys.executable, "-c", _TRAINS, str(path), str(number), str(seconds)]
     root = Path(__file__).parents[2]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
     assert process.stdout.readline() == "ready\n"
@@ -347,10 +347,11 @@ def _annotating(path, name, processes, said, failures):
         failures.append(error)
 
 
-def test_people_annotate_while_two_writers_train_and_nothing_of_anybody_is_lost(path):
+@pytest.mark.parametrize("seconds", [1, pytest.param(30, marks=pytest.mark.slow)])
+def test_people_annotate_while_two_writers_train_and_nothing_of_anybody_is_lost(path, seconds):
     processes = []
     try:
-        processes = [_training(path, number) for number in (0, 1)]
+        processes = [_training(path, number, seconds) for number in (0, 1)]
         failures, said = [], {name: [] for name in ("ana", "ben", "cem")}
         threads = [
             threading.Thread(target=_annotating, args=(path, name, processes, done, failures))
