@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from rewards.errors import LedgerError
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from duckdb import DuckDBPyConnection
 
     from rewards.ledger import Ledger
@@ -77,13 +79,40 @@ def session_keys(ledger: Ledger, run_id: str, first: int, last: int) -> tuple[li
 
 def last_step(ledger: Ledger, run_id: str) -> int | None:
     """The highest step with a live row; None before the first."""
-    query = "SELECT max(step) AS step FROM blocks WHERE run_id = ? AND live"
-    (found,) = asked(ledger, lambda connection: rows(connection, query, [run_id]))
-    return None if found["step"] is None else int(found["step"])
+    import pyarrow.compute as pc
+
+    blocks = commits(ledger, run_id)
+    step: int | None = pc.max(blocks.filter(blocks["live"])["step"]).as_py()
+    return step
 
 
-def numbers_now(ledger: Ledger, keys: set[Key]) -> dict[Key, int | None]:
+def numbers_now(ledger: Ledger, keys: Iterable[Key]) -> dict[Key, int | None]:
     """The session numbers that rows have now; None for superseded rows and those that never had one."""
+    now: dict[Key, int | None] = dict.fromkeys(keys)
+    mixed = set()
+    for run_id in {key.run_id for key in now}:
+        writers: dict[tuple[int, int], list[dict[str, Any]]] = {}
+        for block in commits(ledger, run_id).sort_by("first_seq").to_pylist():
+            writers.setdefault((block["attempt"], block["writer"]), []).append(block)
+        for key in [key for key in now if key.run_id == run_id]:
+            block = _block_of(writers.get((key.attempt, key.writer), []), key.seq)
+            if block is None or not block["live"]:
+                continue
+            if block["rows"] == block["sessions"]:
+                now[key] = block["session_offset"] + key.seq - block["first_seq"] + 1
+            else:
+                mixed.add(key)
+    return now | _numbers_among_others(ledger, mixed)
+
+
+def _block_of(blocks: Sequence[dict[str, Any]], seq: int) -> dict[str, Any] | None:
+    """The commit that holds a row, of a writer's in their order."""
+    at = bisect_right(blocks, seq, key=lambda block: block["first_seq"]) - 1
+    return blocks[at] if at >= 0 and seq < blocks[at]["first_seq"] + blocks[at]["rows"] else None
+
+
+def _numbers_among_others(ledger: Ledger, keys: Collection[Key]) -> dict[Key, int | None]:
+    """The same for rows whose commit holds rows of the eval split too: only the rows tell their numbers."""
     if not keys:
         return {}
     import pyarrow as pa
@@ -95,7 +124,22 @@ def numbers_now(ledger: Ledger, keys: set[Key]) -> dict[Key, int | None]:
         connection.register("wanted_keys", wanted)
         return rows(connection, query + "(run_id, attempt, writer, seq)")
 
-    return dict.fromkeys(keys) | {key_of(row): row["session"] for row in asked(ledger, question)}
+    return {key_of(row): row["session"] for row in asked(ledger, question)}
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def commits(ledger: Ledger, run_id: str | None = None) -> pa.Table:
+    """The commits of a run or of all, as the view `blocks` has them; no row is read, so damaged ones do no harm."""
+    from rewards.blocks import block_table
+    from rewards.catalog import DATABASE, read_chains, read_lineage
+    from rewards.sqlite import snapshot
+
+    with snapshot(ledger.path / DATABASE) as database:
+        lineage = read_lineage(database)
+        chains = read_chains(database, ledger.path, lineage, run_id)
+    return block_table(lineage, chains)
 
 
 def asked(ledger: Ledger, question: Callable[[DuckDBPyConnection], Answer]) -> Answer:

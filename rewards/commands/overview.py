@@ -5,18 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from rewards.places import asked, rows
-from rewards.schema import CLAIM_KINDS
+from rewards.places import commits
 
 if TYPE_CHECKING:
     from rewards.ledger import Ledger
 
-_COUNTS = """
-SELECT run_id, attempt, sum(if(live, sessions, 0))::BIGINT AS sessions,
-       sum(if(live, rows - sessions, 0))::BIGINT AS eval, sum(if(live, 0, rows))::BIGINT AS superseded
-FROM blocks GROUP BY ALL
-"""
-_KINDS = "SELECT run_id, kind, count(*) AS count FROM events GROUP BY ALL ORDER BY ALL"
 _NONE = {"sessions": 0, "eval": 0, "superseded": 0}
 
 
@@ -26,8 +19,8 @@ def overview(ledger: Ledger, run_ids: Sequence[str]) -> list[dict[str, Any]]:
     An attempt: attempt, parent (run, attempt) or null, resume_step, arm, writers, started, ended, status, on_path
     (whether anything it recorded can count), sessions, eval, superseded. A status of null: no end is on record.
     """
-    by_attempt, kinds = asked(ledger, lambda connection: (rows(connection, _COUNTS), rows(connection, _KINDS)))
-    counts = {(row["run_id"], row["attempt"]): row for row in by_attempt}
+    counts = _counts(ledger)
+    kinds = _kinds(ledger)
     runs = {run["run_id"]: run for run in ledger.runs()}
     events = _EventsOfAttempts(ledger)
     found = []
@@ -38,11 +31,36 @@ def overview(ledger: Ledger, run_ids: Sequence[str]) -> list[dict[str, Any]]:
         ]
         _end(history, runs[run_id])
         totals = {key: sum(attempt[key] for attempt in history) for key in ("eval", "superseded")}
-        of_run = {
-            row["kind"]: row["count"] for row in kinds if row["run_id"] == run_id and row["kind"] not in CLAIM_KINDS
-        }
-        found.append(runs[run_id] | totals | {"events": of_run, "history": history})
+        found.append(runs[run_id] | totals | {"events": kinds.get(run_id, {}), "history": history})
     return found
+
+
+def _counts(ledger: Ledger) -> dict[tuple[str, int], dict[str, int]]:
+    """By run and attempt: live sessions, live rows of the eval split, rows that do not count."""
+    counts: dict[tuple[str, int], dict[str, int]] = {}
+    for block in commits(ledger).select(["run_id", "attempt", "rows", "sessions", "live"]).to_pylist():
+        count = counts.setdefault((block["run_id"], block["attempt"]), dict(_NONE))
+        if block["live"]:
+            count["sessions"] += block["sessions"]
+            count["eval"] += block["rows"] - block["sessions"]
+        else:
+            count["superseded"] += block["rows"]
+    return counts
+
+
+def _kinds(ledger: Ledger) -> dict[str, dict[str, int]]:
+    """By run: how many events of each kind, the ledger's own left out."""
+    from rewards.catalog import DATABASE
+    from rewards.schema import CLAIM_KINDS
+    from rewards.sqlite import snapshot
+
+    kinds: dict[str, dict[str, int]] = {}
+    with snapshot(ledger.path / DATABASE) as database:
+        query = "SELECT run_id, kind, count(*) FROM events GROUP BY run_id, kind ORDER BY run_id, kind"
+        for run_id, kind, count in database.execute(query):
+            if kind not in CLAIM_KINDS:
+                kinds.setdefault(run_id, {})[kind] = count
+    return kinds
 
 
 class _EventsOfAttempts:

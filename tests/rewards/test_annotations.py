@@ -279,6 +279,19 @@ def test_rows_of_a_slower_writer_move_the_number_and_the_note_follows(tmp_path, 
     assert len(document(capsys, "show", tmp_path / "l", "--session", 5, "--json")["annotations"]) == 1
 
 
+def test_a_note_on_a_commit_of_both_splits_keeps_the_number_of_its_row(tmp_path):
+    with Ledger.open(tmp_path / "l", create=True) as ledger:
+        first, second = ledger.writer("r"), ledger.writer("r", writer=1, attempt=1)
+        first.append(1, [row for i in range(3) for row in (*rows(i, 1, split="eval"), *rows(i, 1))]).wait()
+        for session in (1, 2, 3):
+            annotate(ledger, "r", {"session": session}, annotator="ana", label="odd")
+        assert [note["session_now"] for note in read_notes(ledger)] == [1, 2, 3]
+        second.append(0, rows(7, 2)).wait()
+        assert [note["session_now"] for note in read_notes(ledger)] == [3, 4, 5]
+        numbers = {row["seq"]: row["session"] for row in ledger.sessions("r").to_pylist() if row["writer"] == 0}
+        assert [numbers[note["row"]["seq"]] for note in read_notes(ledger)] == [3, 4, 5]
+
+
 # -- lists -------------------------------------------------------------------------------------------------------------
 
 

@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -83,6 +84,15 @@ def test_all_shows_the_attempts_of_which_nothing_counts(path, capsys):
     assert attempts("--run", RUN, "--all") == ["1", "2", "3"]
     assert attempts("--all") == ["1", "2", "3", "1"]
     assert "fork of demo/grpo 1, step 1" in printed(capsys, "show", path, "--all")
+
+
+def test_what_counts_is_told_of_a_ledger_whose_rows_cannot_be_read(path, tmp_path, capsys):
+    copy = shutil.copytree(path, tmp_path / "copy")
+    before = document(capsys, "show", copy, "--json")["runs"]
+    for part in (copy / "sessions").glob("*.parquet"):
+        part.unlink()
+    assert document(capsys, "show", copy, "--json")["runs"] == before
+    assert document(capsys, "annotations", copy, "--json") == {"annotations": []}
 
 
 def test_sizes_are_those_of_the_files_and_add_up(path, capsys):
