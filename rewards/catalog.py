@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rewards import events
 from rewards.errors import LedgerError
-from rewards.hot import TailIdentity, last_block
+from rewards.heads import completed
+from rewards.hot import TailIdentity, last_block, read_blocks
 from rewards.lineage import Attempt, Lineage, Place
 from rewards.schema import SCHEMA_VERSION
 from rewards.sqlite import APPLICATION_ID, connect_writable, snapshot, sync_folder, transaction, translated
@@ -93,6 +94,22 @@ def check(root: Path) -> None:
         raise LedgerError(f"{path}: written by a newer version (schema {version}); upgrade rlhf-ledger to read it")
 
 
+def mark_version(ledger: sqlite3.Connection) -> None:
+    """Marks a ledger of an older version, so that programs of that version refuse what they would misread.
+
+    Inside a write transaction of the caller.
+    """
+    if ledger.execute("PRAGMA user_version").fetchone()[0] < SCHEMA_VERSION:
+        ledger.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+
+def upgrade(root: Path) -> None:
+    """Marks a ledger as `mark_version` does, before rows of it are put where older programs do not look."""
+    path = root / DATABASE
+    with translated(path, "mark its version"), closing(connect_writable(path)) as ledger, transaction(ledger, path):
+        mark_version(ledger)
+
+
 def _has_events(connection: sqlite3.Connection) -> bool:
     return connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'events'").fetchone() is not None
 
@@ -125,6 +142,10 @@ def place_at(chain: Chain, seq: int | None = None) -> Place:
     """A writer's place as its file says: now, or at the last block that ends at or before row `seq`."""
     with snapshot(chain.path) as tail:
         block = last_block(tail, seq)
-    if block is None:
-        return Place(chain.identity.first_seq - 1, chain.identity.genesis)
-    return Place(block.last_seq, block.head)
+        if block is None:
+            return Place(chain.identity.first_seq - 1, chain.identity.genesis)
+        head = block.head
+        if not head:
+            blocks = completed(tail, chain.identity, read_blocks(tail))
+            head = next(b.head for b in blocks if b.first_seq == block.first_seq)
+    return Place(block.last_seq, head)

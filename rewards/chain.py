@@ -2,10 +2,10 @@
 
 A commit is a batch of rows of one writer: h_n = SHA-256(h_(n-1) | preamble | columns). Values are hashed, never file
 bytes, so moving rows to another file format changes nothing. Every variable-length part is preceded by its length as
-8 little-endian bytes, so no two batches have the same encoding.
+8 little-endian bytes, so no two batches have the same encoding. A test spells the bytes of one commit out.
 
 What a chain cannot show without a head kept elsewhere: that a whole chain was rewritten from some commit on with
-all its later hashes, or that the end of the chain was cut after the last checkpoint.
+all its later hashes, that the end of the chain was cut after the last checkpoint, or that commits were added to it.
 """
 
 import hashlib
@@ -16,9 +16,11 @@ import pyarrow as pa
 
 from rewards.canonical import canonical, sources_of
 
-_COMMIT = b"reward ledger commit 1"
+_COMMIT_V1 = b"reward ledger commit 1"  # without the time of the commit
+_COMMIT = b"reward ledger commit 2"
 _EVENT = b"reward ledger event 1"
 _GENESIS = b"reward ledger genesis 1"
+_SALT = b"reward ledger salt 1"
 _TEXT = b"reward ledger text 1"
 
 SALT_BYTES = 16
@@ -47,6 +49,11 @@ def text_hash(salt: bytes, column: str, text: str) -> bytes:
     return hashlib.sha256(_TEXT + _frames(salt, column) + text.encode()).digest()
 
 
+def text_salt(secret: bytes, column: str, place: int) -> bytes:
+    """The salt of a text: nobody who has other salts of the commit, but not its secret, can work it out."""
+    return hashlib.sha256(_SALT + _frames(secret, column, place)).digest()[:SALT_BYTES]
+
+
 def text_hashes(column: str, salts: Sequence[bytes | None], texts: Sequence[bytes | None]) -> list[bytes | None]:
     """`text_hash` of many texts of one column, given as UTF-8; null for null. Salts have SALT_BYTES bytes."""
     sha256 = hashlib.sha256
@@ -66,27 +73,24 @@ def event_hash(previous: str, fields: Iterable[Any]) -> str:
     return hashlib.sha256(_EVENT + bytes.fromhex(previous) + _frames(*fields)).hexdigest()
 
 
-def commit_hash(
-    previous: str, identity: tuple[str, int, int], first_seq: int, count: int, columns: Mapping[str, pa.Array]
-) -> str:
-    """The next head of a writer's chain.
-
-    identity: run, attempt, writer. columns: every stored column of the batch, hashes of texts included, `seq` left
-    out: rows are numbered first_seq, first_seq + 1, ...
-    """
-    return ChainHasher(identity, columns).commit(previous, first_seq, 0, count)
-
-
 class ChainHasher:
-    """Heads of consecutive commits of one writer over columns that hold the rows of many."""
+    """Heads of consecutive commits of one writer over columns that hold the rows of many.
+
+    identity: run, attempt, writer. columns: every stored column, hashes of texts included, `seq` left out: rows are
+    numbered first_seq, first_seq + 1, ...
+    """
 
     def __init__(self, identity: tuple[str, int, int], columns: Mapping[str, pa.Array]) -> None:
         self._identity = _frames(*identity)
         self._sources = sources_of(columns)
 
-    def commit(self, previous: str, first_seq: int, start: int, stop: int) -> str:
-        """The head after the commit whose rows are `start` to `stop` of the columns."""
-        preamble = (_COMMIT, bytes.fromhex(previous), self._identity, _frames(first_seq, stop - start))
+    def commit(self, previous: str, time: int | None, first_seq: int, start: int, stop: int) -> str:
+        """The head after the commit whose rows are `start` to `stop` of the columns.
+
+        time: of the commit, in microseconds since 1970; None for a commit of schema version 1.
+        """
+        kind, when = (_COMMIT_V1, b"") if time is None else (_COMMIT, _frames(time))
+        preamble = (kind, bytes.fromhex(previous), self._identity, _frames(first_seq, stop - start), when)
         return hashlib.sha256(b"".join((*preamble, *canonical(self._sources, start, stop)))).hexdigest()
 
 

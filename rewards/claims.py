@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rewards import events
-from rewards.catalog import DATABASE, TAILS, place_at, read_chains, read_lineage
+from rewards.catalog import DATABASE, TAILS, mark_version, place_at, read_chains, read_lineage
 from rewards.chain import genesis
 from rewards.errors import LedgerError
 from rewards.hot import TailIdentity, TailWriter, read_blocks
@@ -36,6 +36,7 @@ def claim(ledger: sqlite3.Connection, root: Path, wanted: Claim) -> tuple[Attemp
     the position speaks of.
     """
     with translated(root / DATABASE, "claim an attempt"), transaction(ledger, root / DATABASE):
+        mark_version(ledger)
         lineage = read_lineage(ledger)
         drafts = []
         if wanted.attempt is None:

@@ -18,6 +18,8 @@ from rewards.errors import LedgerError
 
 # More rows than this wait nowhere: a disk that cannot follow must slow the producer down, not fill the memory.
 _MAX_WAITING_ROWS = 200_000
+_LOOK_SECONDS = 1.0
+_PAUSE_SECONDS = 0.02  # nothing to write for so long: time for what may wait
 
 
 class Ticket:
@@ -62,16 +64,22 @@ class _Item:
 class Committer:
     """Runs `sinks[kind](loads)` for what was put, in order; neighbours of one kind share a call and a transaction.
 
-    A sink returns one result a load. After the first error nothing is written any more: what a file holds after a
-    failed write is not known.
+    A sink returns one result a load. settle: what may wait until nothing else does, and is done at the end. After the
+    first error nothing is written any more: what a file holds after a failed write is not known.
     """
 
-    def __init__(self, name: str, sinks: Mapping[str, Callable[[Sequence[Any]], Sequence[Any]]]) -> None:
+    def __init__(
+        self, name: str, sinks: Mapping[str, Callable[[Sequence[Any]], Sequence[Any]]], settle: Callable[[], None]
+    ) -> None:
         self._name = name
         self._sinks = sinks
+        self._settle_sink = settle
+        self._unsettled = False
         self._waiting: deque[_Item] = deque()
         self._waiting_rows = 0
-        self._condition = threading.Condition()
+        lock = threading.Lock()
+        self._condition = threading.Condition(lock)
+        self._room = threading.Condition(lock)  # apart: who writes himself must not wake the thread
         self._writing = threading.Lock()
         self._closing = False
         self._failure: LedgerError | None = None
@@ -80,22 +88,26 @@ class Committer:
         self._thread = threading.Thread(target=self._run, name=f"ledger {name}", daemon=True)
         self._thread.start()
 
-    def put(self, kind: str, load: Any, rows: int = 1) -> Ticket:
-        """Hands something over; returns at once unless the disk is far behind.
+    def put(self, kind: str, load: Any, rows: int = 1, now: bool = False) -> Ticket:
+        """Hands something over; returns at once unless the disk is far behind. now: writes it in the calling thread.
 
         Raises: LedgerError when an earlier write failed, after `close`, or in a process that was forked.
         """
         self.check_process()
-        item = _Item(kind, load, rows, Ticket(self._help))
+        item = _Item(kind, load, rows, Ticket(None if now else self._help))
         with self._condition:
             self._check()
             while self._waiting and self._waiting_rows + rows > _MAX_WAITING_ROWS:
-                self._condition.wait()
+                self._room.wait()
                 self._check()
             self._waiting.append(item)
             self._waiting_rows += rows
             self._last = item.ticket
-            self._condition.notify_all()
+            if not now:
+                self._condition.notify_all()
+        if now:
+            with self._writing, _uninterrupted():
+                self._write()
         return item.ticket
 
     def _check(self) -> None:
@@ -143,15 +155,39 @@ class Committer:
         """The error that ended the writing, if one did."""
         return self._failure
 
+    def settle(self) -> None:
+        """Does what may wait, now; after `flush`.
+
+        Raises: LedgerError when something could not be written.
+        """
+        with self._writing:
+            self._settle()
+        if self._failure is not None:
+            raise LedgerError(str(self._failure)) from self._failure
+
     def _run(self) -> None:
         while True:
             with self._condition:
-                while not self._waiting and not self._closing:
-                    self._condition.wait()
-                if not self._waiting:
-                    return
+                idle = False
+                while not (self._waiting or self._closing or idle):
+                    # Who writes in his own thread wakes nobody: what is left to do then is found at the next look.
+                    quiet = not self._condition.wait(_PAUSE_SECONDS if self._unsettled else _LOOK_SECONDS)
+                    idle = quiet and self._unsettled
+                last = self._closing and not self._waiting
             with self._writing:
                 self._write()
+                if idle or last:
+                    self._settle()
+            if last:
+                return
+
+    def _settle(self) -> None:
+        if self._unsettled and self._failure is None:
+            self._unsettled = False
+            try:
+                self._settle_sink()
+            except BaseException as error:
+                self._fail(error, "heads of the commits written last")
 
     def _help(self) -> None:
         """Writes what waits in the calling thread, unless the background thread is at it."""
@@ -168,7 +204,7 @@ class Committer:
             items = list(self._waiting)
             self._waiting.clear()
             self._waiting_rows = 0
-            self._condition.notify_all()
+            self._room.notify_all()
         for kind, group in groupby(items, key=lambda item: item.kind):
             self._commit(kind, list(group))
 
@@ -177,20 +213,23 @@ class Committer:
         if self._failure is None:
             try:
                 results = self._sinks[kind]([item.load for item in items])
+                self._unsettled = True
             except BaseException as error:
                 rows = sum(item.rows for item in items) if kind == "rows" else 0
-                what = f"{rows} session rows" if rows else f"{len(items)} events"
-                where = "" if isinstance(error, LedgerError) else f"{self._name}: {type(error).__name__}: "
-                failure = LedgerError(
-                    f"{where}{error}; the {what} handed over last were not written, what was acknowledged "
-                    "before is safe; nothing more is written here: resume from the last checkpoint"
-                )
-                failure.__cause__ = error
-                with self._condition:
-                    self._failure = failure
-                    self._condition.notify_all()
+                self._fail(error, f"{rows} session rows" if rows else f"{len(items)} events")
         for item, result in zip(items, results, strict=True):
             item.ticket.settle(result, self._failure)
+
+    def _fail(self, error: BaseException, what: str) -> None:
+        where = "" if isinstance(error, LedgerError) else f"{self._name}: {type(error).__name__}: "
+        failure = LedgerError(
+            f"{where}{error}; the {what} handed over last were not written, what was acknowledged "
+            "before is safe; nothing more is written here: resume from the last checkpoint"
+        )
+        failure.__cause__ = error
+        with self._condition:
+            self._failure = failure
+            self._room.notify_all()
 
 
 @contextmanager

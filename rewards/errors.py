@@ -21,6 +21,17 @@ class LedgerError(UserError):
     """A ledger that cannot be opened, written or read; names the file."""
 
 
+class DamagedRows(LedgerError):
+    """The rows of one commit are not as they were written. first_seq: its first row; reason: what does not fit."""
+
+    def __init__(self, path: object, first_seq: int, reason: str) -> None:
+        super().__init__(
+            f"{path}: the rows from seq {first_seq} on are not as they were written ({reason}); run verify"
+        )
+        self.first_seq = first_seq
+        self.reason = reason
+
+
 class CheckFailed(UserError):
     """A check ran and did not hold: exit 1."""
 

@@ -1,14 +1,18 @@
 """The hot tail: one SQLite file per writer process, with the rows that are not sealed yet and, for good, its blocks.
 
 A block is one commit: its step, first row, number of rows, number of train sessions and the head of the chain after
-it. Its rows are one Arrow batch, a second one holds its texts; all are written in one transaction of one file.
+it. Its rows are one Arrow batch, a second one holds its texts; all are written in one transaction of one file, with a
+checksum of these bytes. The head, which takes longer than all the rest, follows with the next commit or when there is
+time; whoever needs it before computes it from the rows (`heads`).
 """
 
 import json
 import os
 import sqlite3
 import time
+import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -18,12 +22,15 @@ import numpy as np
 import pyarrow as pa
 
 from rewards import hot_v1
-from rewards.chain import SALT_BYTES, ChainHasher, text_hashes
-from rewards.errors import LedgerError
+from rewards.chain import SALT_BYTES, ChainHasher, text_hashes, text_salt
+from rewards.errors import DamagedRows, LedgerError
 from rewards.rows import Batch
-from rewards.schema import SCHEMA_VERSION, TEXT_COLUMNS
+from rewards.schema import BY_NAME, SCHEMA_VERSION, TEXT_COLUMNS, TEXT_HASHES
 from rewards.sqlite import APPLICATION_ID, close_settled, connect_writable, snapshot, sync_folder, transaction
 
+_BLOCK = "first_seq, count, sessions, step, time, coalesce(head, '')"
+_HEADLESS_ROWS = 16_384  # more of them wait for no pause
+_FOREIGN_LAYOUTS = 1_000_000
 _PAGE = 16_384  # a commit is one large value or two: larger pages hold it in fewer pieces
 
 
@@ -47,7 +54,8 @@ class TailIdentity:
 class Block:
     """One commit. Units: time in microseconds since 1970; sessions are the rows with split = train.
 
-    step: of its rows; the highest, where an import put several steps into one commit.
+    step: of its rows; the highest, where an import put several steps into one commit. head: empty while it is not
+    stored: only the newest blocks of a tail can be without.
     """
 
     first_seq: int
@@ -65,7 +73,10 @@ class Block:
 
 @dataclass(frozen=True)
 class HotRows:
-    """The stored rows of one block. rows: stored columns with hashes of texts, without seq; texts: with their salts."""
+    """The stored rows of one block. rows: stored columns without seq; texts: with their salts.
+
+    The rows of schema version 1 have the hashes of texts, others do not.
+    """
 
     first_seq: int
     rows: pa.RecordBatch
@@ -74,10 +85,10 @@ class HotRows:
 
 _DDL = (
     "CREATE TABLE blocks (first_seq INTEGER PRIMARY KEY, count INTEGER NOT NULL, sessions INTEGER NOT NULL, "
-    "step INTEGER NOT NULL, time INTEGER NOT NULL, head TEXT NOT NULL)",
+    "step INTEGER NOT NULL, time INTEGER NOT NULL, crc32 INTEGER NOT NULL, head TEXT)",
     "CREATE TABLE layouts (id INTEGER PRIMARY KEY, arrow_schema BLOB NOT NULL UNIQUE)",
     "CREATE TABLE batches (first_seq INTEGER PRIMARY KEY, layout INTEGER NOT NULL, rows BLOB NOT NULL, "
-    "text_layout INTEGER, texts BLOB)",
+    "text_layout INTEGER, texts BLOB, secret BLOB)",
     "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL)",
 )
 
@@ -94,7 +105,7 @@ def _check_leftover(path: Path) -> None:
 
 
 class TailWriter:
-    """The only writer of a tail. Keeps the chain's head; after an error the file is suspect and must not be used."""
+    """The only writer of a tail. After an error the file is suspect and must not be used."""
 
     def __init__(self, path: Path, identity: TailIdentity) -> None:
         """Creates the file. An empty one of that name that no claim speaks of is left over from a crash and replaced.
@@ -103,8 +114,9 @@ class TailWriter:
         """
         self.path = path
         self.identity = identity
-        self.head = identity.genesis
         self.next_seq = identity.first_seq
+        self._head = identity.genesis
+        self._headless: list[_Headless] = []
         self._layouts: dict[pa.Schema, int] = {}
         _check_leftover(path)
         for suffix in ("", "-wal", "-shm"):
@@ -121,33 +133,50 @@ class TailWriter:
 
     def commit(self, batches: Sequence[Batch]) -> None:
         """Writes batches, each a block of its own, in one transaction. Durable on return."""
-        head, seq = self.head, self.next_seq
         new: dict[pa.Schema, int] = {}
+        written: list[_Headless] = []
+        seq = self.next_seq
         with transaction(self._connection, self.path):
+            if sum(block.batch.count for block in self._headless) > _HEADLESS_ROWS:
+                self._write_heads()
             for batch in batches:
-                head = self._write(batch, head, seq, new)
+                written.append(self._write(batch, seq, new))
                 seq += batch.count
         self._layouts |= new
-        self.head, self.next_seq = head, seq
+        self._headless += written
+        self.next_seq = seq
 
-    def _write(self, batch: Batch, head: str, first_seq: int, new: dict[pa.Schema, int]) -> str:
-        columns = dict(batch.columns)
-        text_layout, texts = None, None
-        if batch.texts:
-            salted, hashes = _salted(batch.texts)
-            columns |= hashes
-            text_layout, texts = self._packed(salted, new)
-        head = ChainHasher(self.identity.key, columns).commit(head, first_seq, 0, batch.count)
-        layout, rows = self._packed(columns, new)
+    def settle(self) -> None:
+        """Stores the heads that are not stored yet."""
+        if self._headless:
+            with transaction(self._connection, self.path):
+                self._write_heads()
+
+    def _write_heads(self) -> None:
+        head = self._head
+        for block in self._headless:
+            columns = with_hashes(block.hot_rows())
+            head = ChainHasher(self.identity.key, columns).commit(
+                head, block.time, block.first_seq, 0, block.batch.count
+            )
+            self._connection.execute("UPDATE blocks SET head = ? WHERE first_seq = ?", (head, block.first_seq))
+        self._head, self._headless = head, []
+
+    def _write(self, batch: Batch, first_seq: int, new: dict[pa.Schema, int]) -> "_Headless":
+        text_layout, texts, secret = None, None, None
+        if batch.texts is not None:
+            secret = os.urandom(SALT_BYTES)
+            text_layout, texts = self._packed(batch.texts, new)
+        layout, rows = self._packed(batch.rows, new)
         self._connection.execute(
-            "INSERT INTO batches VALUES (?, ?, ?, ?, ?)", (first_seq, layout, rows, text_layout, texts)
+            "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", (first_seq, layout, rows, text_layout, texts, secret)
         )
-        block = (first_seq, batch.count, batch.sessions, batch.step, time.time_ns() // 1000, head)
-        self._connection.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)", block)
-        return head
+        now = time.time_ns() // 1000
+        block = (first_seq, batch.count, batch.sessions, batch.step, now, checksum(rows, texts))
+        self._connection.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, NULL)", block)
+        return _Headless(first_seq, now, batch, secret)
 
-    def _packed(self, columns: dict[str, pa.Array], new: dict[pa.Schema, int]) -> tuple[int, memoryview]:
-        batch = pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
+    def _packed(self, batch: pa.RecordBatch, new: dict[pa.Schema, int]) -> tuple[int, memoryview]:
         layout = self._layouts.get(batch.schema) or new.get(batch.schema)
         if layout is None:
             layout = len(self._layouts) + len(new) + 1
@@ -162,26 +191,63 @@ class TailWriter:
         close_settled(self._connection)
 
 
-def _salted(texts: dict[str, pa.Array]) -> tuple[dict[str, pa.Array], dict[str, pa.Array]]:
-    """The texts with a salt each, and their hashes. Equal texts of a commit share a salt: they are equal anyway."""
-    salted, hashes = {}, {}
+@dataclass(frozen=True)
+class _Headless:
+    """A block that is on disk and whose head is not."""
+
+    first_seq: int
+    time: int
+    batch: Batch
+    secret: bytes | None
+
+    def hot_rows(self) -> HotRows:
+        return _whole(self.first_seq, self.batch.rows, self.batch.texts, self.secret, (self.batch.step, self.time))
+
+
+def checksum(rows: bytes | memoryview, texts: bytes | memoryview | None) -> int:
+    """CRC-32 of a block's bytes: shows a change until the head is stored, which then proves there was none."""
+    return zlib.crc32(texts or b"", zlib.crc32(rows))
+
+
+def _whole(
+    first_seq: int, rows: pa.RecordBatch, texts: pa.RecordBatch | None, secret: bytes | None, constant: tuple[int, int]
+) -> HotRows:
+    """A block's rows with what is stored once for all of them: step and time where rows bring none, and the salts.
+
+    A salt is the hash of the block's secret and the text's place; equal texts of a block have one in common: they are
+    equal anyway. Sealed rows keep their salts, and no secret.
+    """
+    for name, value in zip(("step", "time"), constant, strict=True):
+        if name not in rows.schema.names:
+            rows = rows.append_column(name, pa.repeat(pa.scalar(value, BY_NAME[name].type), rows.num_rows))
+    if texts is None or secret is None:
+        return HotRows(first_seq, rows, texts)
+    salted = {}
+    for name, array in zip(texts.schema.names, texts.columns, strict=True):
+        codes = array.dictionary_encode()
+        salts = [text_salt(secret, name, code) for code in range(len(codes.dictionary))]
+        salted[name], salted[f"{name}_salt"] = array, pa.array(salts, pa.binary()).take(codes.indices)
+    return HotRows(first_seq, rows, pa.RecordBatch.from_arrays(list(salted.values()), list(salted)))
+
+
+def text_columns_hashed(salted: pa.RecordBatch) -> dict[str, pa.Array]:
+    """The hashes of texts with their salts, as the columns of rows."""
+    hashed = {}
     for name in TEXT_COLUMNS:
-        if name not in texts:
-            continue
-        values = _bytes_of(texts[name])
-        place = {text: i for i, text in enumerate(dict.fromkeys(values))}
-        place.pop(None, None)
-        distinct = list(place)
-        noise = os.urandom(SALT_BYTES * (len(distinct) + 1))
-        salts = [noise[i : i + SALT_BYTES] for i in range(0, SALT_BYTES * len(distinct), SALT_BYTES)]
-        digests = text_hashes(name, salts, distinct)
-        salts_array, digests_array = pa.array(salts, pa.binary()), pa.array(digests, pa.binary())
-        if len(distinct) < len(values):
-            take = pa.array([place.get(text) for text in values], pa.int32())
-            salts_array, digests_array = salts_array.take(take), digests_array.take(take)
-        salted[name] = texts[name]
-        salted[f"{name}_salt"], hashes[f"{name}_hash"] = salts_array, digests_array
-    return salted, hashes
+        if name in salted.schema.names:
+            salts, texts = salted.column(f"{name}_salt").to_pylist(), _bytes_of(salted.column(name))
+            known = dict(zip(salts, texts, strict=True))
+            hash_of = dict(zip(known, text_hashes(name, list(known), list(known.values())), strict=True))
+            hashed[f"{name}_hash"] = pa.array([hash_of[salt] for salt in salts], pa.binary())
+    return hashed
+
+
+def with_hashes(hot: HotRows) -> dict[str, pa.Array]:
+    """The columns of a block's rows with the hashes of its texts."""
+    columns = dict(zip(hot.rows.schema.names, hot.rows.columns, strict=True))
+    if hot.texts is None or any(name in columns for name in TEXT_HASHES):
+        return columns
+    return columns | text_columns_hashed(hot.texts)
 
 
 def _bytes_of(array: pa.Array) -> list[bytes | None]:
@@ -221,14 +287,14 @@ def read_identity(tail: sqlite3.Connection) -> TailIdentity:
 def read_blocks(tail: sqlite3.Connection, max_step: int | None = None) -> list[Block]:
     """The blocks in order, up to a step where one is given."""
     where, arguments = ("", ()) if max_step is None else (" WHERE step <= ?", (max_step,))
-    query = "SELECT first_seq, count, sessions, step, time, head FROM blocks" + where + " ORDER BY first_seq"
+    query = f"SELECT {_BLOCK} FROM blocks" + where + " ORDER BY first_seq"
     return [Block(*row) for row in tail.execute(query, arguments)]
 
 
 def last_block(tail: sqlite3.Connection, seq: int | None = None) -> Block | None:
     """The newest block, or the newest that ends at or before row `seq`."""
     where, arguments = ("", ()) if seq is None else (" WHERE first_seq + count - 1 <= ?", (seq,))
-    query = "SELECT first_seq, count, sessions, step, time, head FROM blocks" + where
+    query = f"SELECT {_BLOCK} FROM blocks" + where
     row = tail.execute(query + " ORDER BY first_seq DESC LIMIT 1", arguments).fetchone()
     return None if row is None else Block(*row)
 
@@ -249,27 +315,47 @@ def _schema(serialized: bytes) -> pa.Schema:
 def hot_rows(tail: sqlite3.Connection, above: int = 0, texts: bool = True) -> Iterator[HotRows]:
     """The rows that are in the file, block by block, from the block that starts above row `above`.
 
-    Raises: LedgerError when what is stored is not what the ledger writes.
+    Raises: DamagedRows when what is stored is not what the ledger writes.
     """
     if is_first_version(tail):
-        for first_seq, rows, salted in hot_v1.hot_rows(tail, above):
-            yield HotRows(first_seq, rows, salted if texts else None)
+        places = hot_v1.places(tail, above)
+        for first_seq, last_seq in places:
+            with _readable(tail, first_seq):
+                found = hot_v1.read_rows(tail, first_seq, last_seq)
+            if found is not None:
+                yield HotRows(first_seq, found[0], found[1] if texts else None)
         return
-    layouts = {id: _schema(blob) for id, blob in tail.execute("SELECT id, arrow_schema FROM layouts")}
-    columns = "first_seq, layout, rows" + (", text_layout, texts" if texts else ", NULL, NULL")
-    query = f"SELECT {columns} FROM batches WHERE first_seq > ? ORDER BY first_seq"
-    for first_seq, layout, rows, text_layout, salted in tail.execute(query, (above,)):
-        try:
-            yield HotRows(
+    layouts = dict(tail.execute("SELECT id, arrow_schema FROM layouts"))
+    columns = "first_seq, layout, rows, " + ("text_layout, texts, secret" if texts else "NULL, NULL, NULL")
+    # A batch without its block is found by verify: it must be read, not passed over.
+    query = f"SELECT {columns}, step, time FROM batches LEFT JOIN blocks USING (first_seq) WHERE first_seq > ?"
+    for row in tail.execute(query + " ORDER BY first_seq", (above,)):
+        first_seq, layout, rows, text_layout, salted, secret, *constant = row
+        with _readable(tail, first_seq):
+            hot = _whole(
                 first_seq,
-                pa.ipc.read_record_batch(pa.py_buffer(rows), layouts[layout]),
-                None if salted is None else pa.ipc.read_record_batch(pa.py_buffer(salted), layouts[text_layout]),
+                _unpacked(rows, layouts[layout]),
+                None if salted is None else _unpacked(salted, layouts[text_layout]),
+                secret,
+                (constant[0], constant[1]),
             )
-        except (pa.ArrowException, KeyError, TypeError, OSError) as error:
-            path = tail.execute("PRAGMA database_list").fetchone()[2]
-            raise LedgerError(
-                f"{path}: the rows from seq {first_seq} on are not as they were written ({error}); run verify"
-            ) from error
+        yield hot
+
+
+@contextmanager
+def _readable(tail: sqlite3.Connection, first_seq: int) -> Iterator[None]:
+    try:
+        yield
+    except (LedgerError, pa.ArrowException, sqlite3.Error, KeyError, TypeError, ValueError, OSError) as error:
+        path = tail.execute("PRAGMA database_list").fetchone()[2]
+        raise DamagedRows(path, first_seq, str(error).splitlines()[0]) from error
+
+
+def _unpacked(batch: bytes, layout: bytes) -> pa.RecordBatch:
+    """A stored batch; whatever its bytes are, nothing is read beside them."""
+    rows = pa.ipc.read_record_batch(pa.py_buffer(batch), _schema(layout))
+    rows.validate(full=True)
+    return rows
 
 
 def drop_rows(tail: sqlite3.Connection, up_to: int) -> None:
@@ -281,6 +367,26 @@ def drop_rows(tail: sqlite3.Connection, up_to: int) -> None:
         tail.execute("DELETE FROM batches WHERE first_seq <= ?", (up_to,))
 
 
-def replace_texts(tail: sqlite3.Connection, first_seq: int, texts: pa.RecordBatch) -> None:
-    """Puts other texts in the place of a block's, of the same layout; inside a write transaction of the caller."""
-    tail.execute("UPDATE batches SET texts = ? WHERE first_seq = ?", (memoryview(texts.serialize()), first_seq))
+def replace_texts(tail: sqlite3.Connection, hot: HotRows, texts: pa.RecordBatch) -> None:
+    """Puts other texts in the place of a block's, each with its salt; the hashes of the old ones are kept in its rows.
+
+    The secret that the salts came from goes. Inside a write transaction of the caller.
+    """
+    columns = with_hashes(hot)
+    rows = pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
+    row_bytes, text_bytes = memoryview(rows.serialize()), memoryview(texts.serialize())
+    tail.execute(
+        "UPDATE batches SET layout = ?, rows = ?, text_layout = ?, texts = ?, secret = NULL WHERE first_seq = ?",
+        (_layout(tail, rows.schema), row_bytes, _layout(tail, texts.schema), text_bytes, hot.first_seq),
+    )
+    tail.execute("UPDATE blocks SET crc32 = ? WHERE first_seq = ?", (checksum(row_bytes, text_bytes), hot.first_seq))
+
+
+def _layout(tail: sqlite3.Connection, schema: pa.Schema) -> int:
+    """The number of a layout that somebody other than the writer uses: it counts its own from 1."""
+    stored = schema.serialize().to_pybytes()
+    known = tail.execute("SELECT id FROM layouts WHERE arrow_schema = ?", (stored,)).fetchone()
+    if known is None:
+        known = tail.execute("SELECT max(max(id), ?) + 1 FROM layouts", (_FOREIGN_LAYOUTS,)).fetchone()
+        tail.execute("INSERT INTO layouts VALUES (?, ?)", (*known, stored))
+    return int(known[0])

@@ -3,7 +3,7 @@
 import json
 import math
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,25 +16,55 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _FLOATS = frozenset(c.name for c in COMPONENT_COLUMNS if pa.types.is_floating(c.type))
 
 
-def hot_rows(tail: sqlite3.Connection, above: int) -> Iterator[tuple[int, pa.RecordBatch, pa.RecordBatch | None]]:
-    """First row, rows and texts of each block that starts above row `above`.
+def places(tail: sqlite3.Connection, above: int) -> list[tuple[int, int]]:
+    """First and last row of each block that starts above row `above`."""
+    query = "SELECT first_seq, first_seq + count - 1 FROM blocks WHERE first_seq > ? ORDER BY first_seq"
+    return tail.execute(query, (above,)).fetchall()
+
+
+def read_rows(tail: sqlite3.Connection, first: int, last: int) -> tuple[pa.RecordBatch, pa.RecordBatch | None] | None:
+    """The rows and texts of a block; None where they were sealed.
 
     Raises: LedgerError when a stored value is not one the ledger writes.
     """
     names = [c.name for c in STORED] + list(TEXT_HASHES)
     query = f"SELECT {', '.join(names)} FROM sessions WHERE seq BETWEEN ? AND ? ORDER BY seq"
-    blocks = "SELECT first_seq, first_seq + count - 1 FROM blocks WHERE first_seq > ? ORDER BY first_seq"
-    for first, last in tail.execute(blocks, (above,)).fetchall():
-        rows = tail.execute(query, (first, last)).fetchall()
-        if not rows:
-            continue
-        values = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-        if values["seq"] != list(range(first, last + 1)):
-            raise LedgerError(f"{len(rows)} rows are stored where {last - first + 1} were recorded")
-        columns = {c.name: _from_sql(c.name, values[c.name]) for c in STORED if c.name != "seq"}
-        for name in TEXT_HASHES:
-            columns[name] = pa.array(values[name], pa.binary())
-        yield first, pa.RecordBatch.from_arrays(list(columns.values()), list(columns)), _texts(tail, first, last)
+    rows = tail.execute(query, (first, last)).fetchall()
+    if not rows:
+        return None
+    values = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+    if values["seq"] != list(range(first, last + 1)):
+        raise LedgerError(f"{len(rows)} rows are stored where {last - first + 1} were recorded")
+    columns = {c.name: _from_sql(c.name, values[c.name]) for c in STORED if c.name != "seq"}
+    for name in TEXT_HASHES:
+        columns[name] = pa.array(values[name], pa.binary())
+    return pa.RecordBatch.from_arrays(list(columns.values()), list(columns)), _texts(tail, first, last)
+
+
+def stray(tail: sqlite3.Connection) -> str | None:
+    """What no commit covers, in words: a row outside of all blocks, a text without its row, a salt without a text."""
+    inside = "EXISTS (SELECT 1 FROM blocks b WHERE t.seq BETWEEN b.first_seq AND b.first_seq + b.count - 1)"
+    row = tail.execute(f"SELECT min(seq) FROM sessions t WHERE NOT {inside}").fetchone()[0]
+    if row is not None:
+        return f"row {row} of table sessions belongs to no commit"
+    text = tail.execute("SELECT min(seq) FROM texts WHERE seq NOT IN (SELECT seq FROM sessions)").fetchone()[0]
+    if text is not None:
+        return f"row {text} of table texts belongs to no commit"
+    nothing = " AND ".join(f"{name} IS NULL" for name in TEXT_COLUMNS)
+    empty = tail.execute(f"SELECT min(seq) FROM texts WHERE {nothing}").fetchone()[0]
+    return None if empty is None else f"row {empty} of table texts holds a salt and no text"
+
+
+def take_out(tail: sqlite3.Connection, seq: int, columns: Sequence[str]) -> None:
+    """Takes out texts of a row, and their salt with the last of them; inside a write transaction of the caller.
+
+    One salt a row served its three texts: while another text of the row stays, so does the salt, and somebody who
+    has both can try whether a guess of the text fits its hash.
+    """
+    for name in columns:
+        tail.execute(f"UPDATE texts SET {name} = NULL WHERE seq = ?", (seq,))
+    nothing = " AND ".join(f"{name} IS NULL" for name in TEXT_COLUMNS)
+    tail.execute(f"DELETE FROM texts WHERE seq = ? AND {nothing}", (seq,))
 
 
 def _texts(tail: sqlite3.Connection, first: int, last: int) -> pa.RecordBatch | None:

@@ -95,7 +95,7 @@ def look(root: Path, wanted: Callable[[Lineage], Callable[[Chain], bool]], texts
     limits = {
         chain.number: (sessions.sealed_up_to(chain.number), text_body.sealed_up_to(chain.number)) for chain in chains
     }
-    rows = [sealed_rows(chain, hot) for chain, hot in waiting if hot.first_seq > limits[chain.number][0]]
+    rows = [sealed_rows(chain, hot, hashes=False) for chain, hot in waiting if hot.first_seq > limits[chain.number][0]]
     salted = [
         sealed_texts(chain, hot)
         for chain, hot in waiting

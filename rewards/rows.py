@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rewards.errors import LedgerError
-from rewards.schema import FILLED, ROW_KEYS, STORED, TEXT_COLUMNS, Column
-from rewards.values import as_array
+from rewards.schema import BY_NAME, FILLED, ROW_KEYS, STORED, TEXT_COLUMNS, Column
+from rewards.values import as_array, check_array, has_type
 
 _DEFAULTS = ("arm", "pipeline_id")
+_REQUIRED = {c.name for c in STORED if c.required and c.source == "caller"} - {"time"}
 _TEXTS = {name: Column(name, pa.string(), "", "") for name in TEXT_COLUMNS}
 
 
@@ -23,15 +24,15 @@ _TEXTS = {name: Column(name, pa.string(), "", "") for name in TEXT_COLUMNS}
 class Batch:
     """Rows of one commit, checked.
 
-    step: of all rows, or the highest where the rows bring their own. columns: the stored columns that have a value.
-    texts: those that have one.
+    step: of all rows, or the highest where the rows bring their own. rows: stored columns without seq; without step
+    and time where these are the commit's. texts: those that were given.
     """
 
     step: int
     count: int
     sessions: int
-    columns: dict[str, pa.Array]
-    texts: dict[str, pa.Array]
+    rows: pa.RecordBatch
+    texts: pa.RecordBatch | None
 
 
 def make_batch(step: int, rows: Any, defaults: Mapping[str, str | None]) -> Batch:
@@ -41,11 +42,85 @@ def make_batch(step: int, rows: Any, defaults: Mapping[str, str | None]) -> Batc
     defaults: values of `arm` and `pipeline_id` for rows that give none.
     Raises: LedgerError naming the column and the row, counted from 0.
     """
+    if isinstance(rows, pa.Table | pa.RecordBatch) and rows.num_rows:
+        batch = _ready(step, rows, defaults)
+        if batch is not None:
+            return batch
     count, given = _by_column(rows)
     if count == 0:
         raise LedgerError(f"append(step={step}): no rows; append what was scored, or do not call")
     _check_keys(given, rows)
     return _checked(step, count, given, defaults)
+
+
+def _ready(step: int, rows: pa.Table | pa.RecordBatch, defaults: Mapping[str, str | None]) -> Batch | None:
+    """The batch of rows whose columns have the ledger's types already; None where something must be converted.
+
+    A trainer appends batches of one schema, so what the schema says is worked out once.
+    """
+    plain = _plain(rows.schema)
+    if plain is None:
+        return None
+    if isinstance(rows, pa.Table):
+        rows = (rows if rows.column(0).num_chunks == 1 else rows.combine_chunks()).to_batches()[0]
+    stored = rows.select(plain.stored)
+    for name in plain.present:
+        _check_present(BY_NAME[name], stored.column(name))
+    for name in plain.ruled:
+        check_array(BY_NAME[name], stored.column(name), "row")
+    splits = stored.column("split")
+    sessions = rows.num_rows if splits.unique().to_pylist() == ["train"] else pc.sum(pc.equal(splits, "train")).as_py()
+    if "time" in plain.stored and stored.column("time").null_count:
+        return None
+    for name, default in defaults.items():
+        if default is None:
+            continue
+        if name in plain.stored:
+            return None
+        stored = stored.append_column(name, pa.repeat(default, rows.num_rows))
+    return Batch(step, rows.num_rows, sessions, stored, rows.select(plain.texts) if plain.texts else None)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A schema whose columns are as the ledger stores them.
+
+    stored, texts: names. present: must have a value in every row. ruled: whose values have other rules.
+    """
+
+    stored: list[str]
+    texts: list[str]
+    present: list[str]
+    ruled: list[str]
+
+
+_known: list[tuple[pa.Schema, _Plain | None]] = []  # newest first; comparing schemas is far cheaper than hashing one
+
+
+def _plain(schema: pa.Schema) -> _Plain | None:
+    for known, plain in _known:
+        if schema.equals(known):
+            return plain
+    found = _work_out(schema)
+    _known[:] = [(schema, found), *_known[:7]]
+    return found
+
+
+def _work_out(schema: pa.Schema) -> _Plain | None:
+    kinds = dict(zip(schema.names, schema.types, strict=True))
+    for name, kind in kinds.items():
+        column = _TEXTS.get(name) or (BY_NAME.get(name) if name in ROW_KEYS else None)
+        if column is None or not has_type(column, kind):
+            return None
+    if len(kinds) < len(schema.names) or not kinds.keys() >= _REQUIRED:
+        return None
+    stored = [name for name in kinds if name not in _TEXTS]
+    ruled = [n for n in stored if BY_NAME[n].one_of or n == "components"]
+    return _Plain(stored, [name for name in kinds if name in _TEXTS], sorted(_REQUIRED), ruled)
+
+
+def _now() -> pa.Scalar:
+    return pa.scalar(time.time_ns() // 1000, BY_NAME["time"].type)
 
 
 def table_batch(table: pa.Table, defaults: Mapping[str, str | None], first_row: int = 0) -> Batch:
@@ -74,20 +149,23 @@ def _checked(
 ) -> Batch:
     texts = _present(_TEXTS.values(), given, count)
     columns = _present(STORED, given, count)
-    columns["step"] = pa.repeat(pa.scalar(step, pa.int64()), count) if steps is None else steps
-    now = pa.scalar(time.time_ns() // 1000, pa.timestamp("us", tz="UTC"))
-    for name, default in {"time": now, **defaults}.items():
-        if default is None:
+    if steps is not None:
+        columns["step"] = steps
+    for name, default in {"time": _now(), **defaults}.items():
+        if default is None or (name == "time" and name not in columns):
             continue
         if name not in columns:
             columns[name] = pa.repeat(default, count)
         elif columns[name].null_count:
             columns[name] = pc.fill_null(columns[name], default)
-    for column in STORED:
-        if column.required and column.name != "seq":
-            _check_present(column, columns.get(column.name))
+    for name in sorted(_REQUIRED):
+        _check_present(BY_NAME[name], columns.get(name))
     sessions = pc.sum(pc.equal(columns["split"], "train")).as_py()
-    return Batch(step, count, sessions, columns, texts)
+    return Batch(step, count, sessions, _as_batch(columns), _as_batch(texts) if texts else None)
+
+
+def _as_batch(columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(list(columns.values()), list(columns))
 
 
 def _present(columns: Iterable[Column], given: Mapping[str, Any], count: int) -> dict[str, pa.Array]:

@@ -20,7 +20,8 @@ from rewards.blocks import block_table, place_keys
 from rewards.catalog import DATABASE, Chain, read_chains, read_lineage
 from rewards.delta_log import set_aside
 from rewards.errors import LedgerError
-from rewards.hot import HotRows, drop_rows, hot_rows, is_first_version
+from rewards.heads import complete
+from rewards.hot import HotRows, drop_rows, hot_rows, is_first_version, with_hashes
 from rewards.lineage import Lineage
 from rewards.schema import BY_NAME, TEXT_FIELDS, sealed_schema, texts_schema
 from rewards.sealed import SESSIONS, TEXTS, Body, Keys, Part, read_parts
@@ -111,6 +112,7 @@ def seal_chains(root: Path, wanted: Callable[[Chain], bool], *, always_publish: 
 def _seal_chain(chain: Chain, sessions: Body, texts: Body) -> int:
     moved = 0
     while True:
+        complete(chain.path, chain.identity)
         batches, up_to = _next_batches(chain)
         if not batches:
             return moved
@@ -121,7 +123,10 @@ def _next_batches(chain: Chain) -> tuple[list[HotRows], int]:
     batches: list[HotRows] = []
     count = 0
     with translated(chain.path, "read"), snapshot(chain.path) as tail:
+        headed = tail.execute("SELECT max(first_seq) FROM blocks WHERE head IS NOT NULL").fetchone()[0] or 0
         for hot in hot_rows(tail):
+            if hot.first_seq > headed:
+                break  # its head is computed from the rows in the tail
             batches.append(hot)
             count += hot.rows.num_rows
             if count >= _ROWS_A_SEAL:
@@ -151,10 +156,10 @@ def _move(chain: Chain, batches: list[HotRows], up_to: int, sessions: Body, text
     return sum(table.num_rows for table in rows)
 
 
-def sealed_rows(chain: Chain, hot: HotRows) -> pa.Table:
-    """A block's rows with all columns of the table `sessions`."""
+def sealed_rows(chain: Chain, hot: HotRows, hashes: bool = True) -> pa.Table:
+    """A block's rows with all columns of the table `sessions`; hashes of texts are null unless they are asked for."""
     count = hot.rows.num_rows
-    given = {name: hot.rows.column(name) for name in hot.rows.schema.names}
+    given = with_hashes(hot) if hashes else dict(zip(hot.rows.schema.names, hot.rows.columns, strict=True))
     given |= _keys(chain, hot.first_seq, count)
     train = pc.equal(given["split"], "train").to_numpy(zero_copy_only=False)
     given["block"] = pa.repeat(pa.scalar(int(place_keys(chain.number, hot.first_seq)), pa.int64()), count)

@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from rewards import seal
-from rewards.catalog import DATABASE, TAILS, Chain, read_chains, read_lineage
+from rewards.catalog import DATABASE, TAILS, Chain, read_chains, read_lineage, upgrade
 from rewards.errors import LedgerError
 from rewards.sqlite import snapshot
 
@@ -76,6 +76,7 @@ def seal_all(root: Path, vacuum: bool = True) -> dict[str, int]:
     """Seals every chain. See `Ledger.seal`."""
     with seal.lock(root):
         seal.recover(root)
+        upgrade(root)
         moved = seal.seal_chains(root, lambda chain: True, always_publish=True)
         replaced = seal.compact(root)
         deleted = seal.vacuum(root) if vacuum else 0

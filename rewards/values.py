@@ -43,12 +43,8 @@ def as_array(column: Column, values: Any, where: str = "row", count: int | None 
     elif isinstance(values, np.ndarray):
         values = _from_numpy(column, values, where)
     if isinstance(values, pa.Array):
-        fits = values.type == column.type or (column.name == "components" and _is_known(values.type))
-        array = values if fits else _from_arrow(column, values, where)
-        if column.required or column.one_of:
-            _check_array(column, array, where)
-        elif column.name == "components":
-            _check_components(array, where)
+        array = values if has_type(column, values.type) else _from_arrow(column, values, where)
+        check_array(column, array, where)
         return array
     if column.name == "components":
         return _components(list(values) if isinstance(values, tuple) else values, where)
@@ -62,11 +58,20 @@ def as_array(column: Column, values: Any, where: str = "row", count: int | None 
     except _MISFITS as error:
         raise LedgerError(_first_misfit(column, values, where) or f"column `{column.name}`: {error}") from error
     if column.required or column.one_of:
-        _check_array(column, array, where)
+        check_array(column, array, where)
     return array
 
 
-def _check_array(column: Column, array: pa.Array, where: str) -> None:
+def has_type(column: Column, kind: pa.DataType) -> bool:
+    """Whether arrays of a type are stored as they are."""
+    return bool(kind == column.type or (column.name == "components" and _is_known(kind)))
+
+
+def check_array(column: Column, array: pa.Array, where: str) -> None:
+    """Raises LedgerError where a value is missing that must be there, or is not one of those there can be."""
+    if column.name == "components":
+        _check_components(array, where)
+        return
     if column.required and array.null_count:
         row = pc.index(pc.is_null(array), True).as_py()
         raise LedgerError(f"{where} {row}: column `{column.name}` is missing; every row must have it")
@@ -149,7 +154,7 @@ def _check_components(array: pa.Array, where: str) -> None:
         column = _COMPONENTS[field.name]
         if column.required or column.one_of:
             try:
-                _check_array(column, child, "entry")
+                check_array(column, child, "entry")
             except LedgerError as error:
                 raise LedgerError(f"column `components`, {error} (entries of all {where}s counted)") from error
 

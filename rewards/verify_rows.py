@@ -10,93 +10,54 @@ import pyarrow.compute as pc
 
 from rewards.blocks import place_keys
 from rewards.catalog import Chain
-from rewards.chain import ChainHasher, text_hashes
-from rewards.errors import LedgerError
+from rewards.chain import SALT_BYTES, ChainHasher, text_hashes
 from rewards.hot import Block, HotRows
 from rewards.schema import FILE_COLUMNS, STORED, TEXT_COLUMNS, TEXT_FIELDS, TEXT_HASHES
 from rewards.seal import sealed_rows, sealed_texts
-from rewards.sealed import Body, Part, read_parts
+from rewards.verify_files import Shelf
 
 # (chain number, seq) -> names of the texts that were taken out
 Redacted = Mapping[tuple[int, int], frozenset[str]]
 
 _HASHED = tuple(c.name for c in STORED if c.name != "seq")
 _ROWS = ("seq", "chain", "block", "position", *FILE_COLUMNS, *_HASHED, *TEXT_HASHES)
-_TEXTS = ("seq", *(f.name for f in TEXT_FIELDS))
-
-
-@dataclass
-class Shelf:
-    """Where the rows of each chain are in a table.
-
-    holds: chain -> [(first seq, last seq, rows, file)]. bad: files that cannot be read.
-    """
-
-    body: Body
-    holds: dict[int, list[tuple[int, int, int, Part]]] = field(default_factory=dict)
-    bad: list[str] = field(default_factory=list)
-
-    @classmethod
-    def of(cls, body: Body) -> "Shelf":
-        """Reads the keys of all files."""
-        shelf = cls(body)
-        for part in body.parts():
-            try:
-                keys = pa.Table.from_batches(
-                    list(read_parts([part], ["chain", "seq"])), pa.schema([("chain", pa.int64()), ("seq", pa.int64())])
-                )
-            except FileNotFoundError:
-                runs = "" if part.run_ids is None else f"; it held {part.rows} rows of {_between(*part.run_ids)}"
-                shelf.bad.append(f"{part.path}: the file is missing{runs}; restore it from a copy of the ledger")
-                continue
-            except LedgerError as error:
-                shelf.bad.append(str(error))
-                continue
-            bounds = keys.group_by("chain").aggregate([("seq", "min"), ("seq", "max"), ("seq", "count")])
-            for row in bounds.to_pylist():
-                place = (row["seq_min"], row["seq_max"], row["seq_count"], part)
-                shelf.holds.setdefault(row["chain"], []).append(place)
-        for places in shelf.holds.values():
-            places.sort(key=lambda place: place[:2])
-        return shelf
-
-    def tables(self, chain: int, columns: tuple[str, ...]) -> Iterator[pa.Table]:
-        """The rows of a chain, in order of seq as far as the files are."""
-        for _, _, _, part in self.holds.get(chain, []):
-            batches = list(read_parts([part], columns, pc.field("chain") == chain))
-            table = pa.Table.from_batches(batches).combine_chunks()
-            seqs = table["seq"].to_numpy()
-            yield table if (np.diff(seqs) > 0).all() else table.sort_by("seq")
-
-
-def _between(low: str, high: str) -> str:
-    return f"run {low}" if low == high else f"runs {low} to {high}"
+_TEXTS = ("seq", *FILE_COLUMNS, *(f.name for f in TEXT_FIELDS))
 
 
 @dataclass
 class Finding:
-    """good: blocks that fit, in order. bad: the first that does not, if it is about one; reason: in words."""
+    """What was recomputed of a chain.
 
+    head: after the last commit that fits. good: those that do, in order. bad: the first that does not, if it is about
+    one; reason: in words.
+    """
+
+    head: str
     good: list[Block] = field(default_factory=list)
     bad: Block | None = None
     reason: str | None = None
 
 
 def verify_rows(
-    chain: Chain, blocks: list[Block], hot: list[HotRows], shelves: tuple[Shelf, Shelf], redacted: Redacted
+    chain: Chain,
+    blocks: list[Block],
+    timed: bool,
+    hot: list[HotRows],
+    shelves: tuple[Shelf, Shelf],
+    redacted: Redacted,
 ) -> Finding:
-    """Recomputes every head of a chain. shelves: of the tables `sessions` and `texts`."""
-    finding = Finding()
+    """Recomputes the heads of a chain. timed: whether they cover the times of the commits."""
+    finding = Finding(chain.identity.genesis)
     sessions, texts = shelves
     sealed = sessions.body.sealed_up_to(chain.number)
-    stored_texts = _TextStream(_text_tables(chain, hot, texts))
-    waiting, next_block, head = None, 0, chain.identity.genesis
+    window_of = _Windows(chain, timed, _TextStream(_text_tables(chain, hot, texts)), redacted)
+    waiting, next_block = None, 0
     seq = chain.identity.first_seq
     last = blocks[-1].last_seq if blocks else seq - 1
-    tables = _row_tables(chain, [h for h in hot if h.first_seq > sealed], sessions)
-    for table in tables:
-        if table["seq"][0].as_py() > last:
-            break  # committed and sealed since the blocks were read
+    for table in _row_tables(chain, [h for h in hot if h.first_seq > sealed], sessions):
+        table = table.slice(0, int(np.searchsorted(table["seq"].to_numpy(), last, side="right")))
+        if not table.num_rows:
+            break  # what comes after the blocks is looked at elsewhere
         window = table if waiting is None else pa.concat_tables([waiting, table])
         misplaced = _misplaced(window["seq"].to_numpy(), seq)
         if misplaced is not None:
@@ -108,12 +69,10 @@ def verify_rows(
             waiting = window
             continue
         rows = blocks[end - 1].last_seq - seq + 1
-        done = window.slice(0, rows).combine_chunks()
-        bad = _check_window(chain, blocks[next_block:end], done, head, stored_texts, redacted, finding)
-        if bad:
+        if window_of.check(blocks[next_block:end], window.slice(0, rows).combine_chunks(), finding):
             return finding
         waiting = window.slice(rows) if rows < window.num_rows else None
-        next_block, seq, head = end, seq + rows, blocks[end - 1].head
+        next_block, seq = end, seq + rows
     if next_block < len(blocks):
         there = 0 if waiting is None else waiting.num_rows
         block = blocks[next_block]
@@ -179,6 +138,8 @@ class _TextStream:
         if not tables:
             return None
         table = pa.concat_tables(tables)
+        if (np.diff(table["seq"].to_numpy()) < 0).any():
+            table = table.sort_by("seq")
         taken = int(np.searchsorted(table["seq"].to_numpy(), seq, side="right"))
         self._waiting = table.slice(taken) if taken < table.num_rows else None
         return table.slice(0, taken).combine_chunks()
@@ -187,40 +148,42 @@ class _TextStream:
 # -- one window of whole blocks --------------------------------------------------------------------------------------
 
 
-def _check_window(
-    chain: Chain,
-    blocks: list[Block],
-    rows: pa.Table,
-    head: str,
-    stored: _TextStream,
-    redacted: Redacted,
-    finding: Finding,
-) -> bool:
-    """Appends the blocks that fit to the finding; True when one does not."""
-    first = blocks[0].first_seq
-    columns = {}
-    for name in (*_HASHED, *TEXT_HASHES):
-        array = _one_chunk(rows[name])
-        if array.null_count < len(array):
-            columns[name] = array
-    reasons = _shape_reasons(chain, blocks, rows)
-    text_reasons = _text_reasons(chain, rows, columns, stored.up_to(blocks[-1].last_seq), redacted)
-    hasher = ChainHasher(chain.identity.key, columns)
-    for number, block in enumerate(blocks):
-        start = block.first_seq - first
-        expected = hasher.commit(head, block.first_seq, start, start + block.count)
-        reason = reasons.get(number)
-        if reason is None and expected != block.head:
-            reason = "its rows or its head are not those that were recorded"
-        if reason is None:
-            seq = next((s for s in text_reasons if block.first_seq <= s <= block.last_seq), None)
-            reason = None if seq is None else text_reasons[seq]
-        if reason is not None:
-            _fail(finding, block, reason)
-            return True
-        finding.good.append(block)
-        head = block.head
-    return False
+@dataclass
+class _Windows:
+    """Checks windows of a chain, one after the other."""
+
+    chain: Chain
+    timed: bool
+    texts: _TextStream
+    redacted: Redacted
+
+    def check(self, blocks: list[Block], rows: pa.Table, finding: Finding) -> bool:
+        """Appends the blocks that fit to the finding; True when one does not."""
+        first = blocks[0].first_seq
+        columns = {}
+        for name in (*_HASHED, *TEXT_HASHES):
+            array = _one_chunk(rows[name])
+            if array.null_count < len(array):
+                columns[name] = array
+        reasons = _shape_reasons(self.chain, blocks, rows)
+        text_reasons = _text_reasons(self.chain, rows, self.texts.up_to(blocks[-1].last_seq), self.redacted)
+        hasher = ChainHasher(self.chain.identity.key, columns)
+        for number, block in enumerate(blocks):
+            start = block.first_seq - first
+            time = block.time if self.timed else None
+            expected = hasher.commit(finding.head, time, block.first_seq, start, start + block.count)
+            reason = reasons.get(number)
+            if reason is None and expected != block.head:
+                reason = "its rows or its head are not those that were recorded"
+            if reason is None:
+                seq = next((s for s in sorted(text_reasons) if block.first_seq <= s <= block.last_seq), None)
+                reason = None if seq is None else text_reasons[seq]
+            if reason is not None:
+                _fail(finding, block, reason)
+                return True
+            finding.good.append(block)
+            finding.head = expected
+        return False
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
@@ -231,16 +194,16 @@ def _shape_reasons(chain: Chain, blocks: list[Block], rows: pa.Table) -> dict[in
     """What the hash does not cover: a block's own step and sessions, and the keys of sealed rows."""
     counts = np.array([b.count for b in blocks])
     starts = np.cumsum(counts) - counts
-    train = pc.equal(rows["split"], "train").combine_chunks().to_numpy(zero_copy_only=False)
+    train = _flags(pc.equal(rows["split"], "train"))
     sessions = np.add.reduceat(train.astype(np.int64), starts)
-    steps = np.maximum.reduceat(rows["step"].to_numpy(), starts)
+    steps = np.maximum.reduceat(pc.fill_null(rows["step"], -1).to_numpy(), starts)
     before = np.cumsum(train) - train
-    position = np.where(train, before - np.repeat(before[starts], counts), -1)
-    stored = pc.fill_null(rows["position"], -1).to_numpy()
+    position = before - np.repeat(before[starts], counts)
+    placed = _flags(rows["position"].is_valid())
+    misplaced = (placed != train) | (train & (pc.fill_null(rows["position"], 0).to_numpy() != position))
     keys = place_keys(chain.number, [b.first_seq for b in blocks])
-    misplaced = (stored != position) | (rows["block"].to_numpy() != np.repeat(keys, counts))
-    for name, value in zip(FILE_COLUMNS, chain.identity.key, strict=True):
-        misplaced |= ~pc.fill_null(pc.equal(rows[name], value), False).to_numpy(zero_copy_only=False)
+    misplaced |= pc.fill_null(rows["block"], -1).to_numpy() != np.repeat(keys, counts)
+    misplaced |= _foreign(chain, rows)
     wrong_keys = np.add.reduceat(misplaced.astype(np.int64), starts)
     found = {}
     for number, block in enumerate(blocks):
@@ -253,30 +216,67 @@ def _shape_reasons(chain: Chain, blocks: list[Block], rows: pa.Table) -> dict[in
     return found
 
 
-def _text_reasons(
-    chain: Chain, rows: pa.Table, columns: Mapping[str, pa.Array], texts: pa.Table | None, redacted: Redacted
-) -> dict[int, str]:
+def _flags(column: pa.ChunkedArray | pa.Array) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Truth values, false for null."""
+    flags: np.ndarray[Any, np.dtype[np.bool_]] = pc.fill_null(column, False).to_numpy(zero_copy_only=False)
+    return flags
+
+
+def _foreign(chain: Chain, table: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which rows say that they are another run's, attempt's or writer's."""
+    foreign = np.zeros(table.num_rows, dtype=np.bool_)
+    for name, value in zip(FILE_COLUMNS, chain.identity.key, strict=True):
+        foreign |= ~_flags(pc.equal(table[name], value))
+    return foreign
+
+
+# -- texts -----------------------------------------------------------------------------------------------------------
+
+
+def _text_reasons(chain: Chain, rows: pa.Table, texts: pa.Table | None, redacted: Redacted) -> dict[int, str]:
     """Rows whose text is not the recorded one: seq -> why."""
     found: dict[int, str] = {}
     first = rows["seq"][0].as_py()
-    empty = np.zeros(0, np.int64)
-    seqs = empty if texts is None else texts["seq"].to_numpy()
-    if len(np.unique(seqs)) < len(seqs):
-        found[int(seqs[np.argmax(np.diff(seqs) == 0)])] = "its texts are stored twice"
+    if texts is not None:
+        texts = texts.filter(pc.field("seq") >= first)  # a text below the chain's first row is found elsewhere
+        found |= _strange_texts(chain, first, rows, texts)
     for name in TEXT_COLUMNS:
-        recorded = columns.get(f"{name}_hash")
-        values: list[Any] = [None] * rows.num_rows if recorded is None else recorded.to_pylist()
-        missing = {i for i, value in enumerate(values) if value is not None}
+        missing = _flags(rows[f"{name}_hash"].is_valid()).copy()
         if texts is not None:
-            given = _one_chunk(texts[name]).cast(pa.binary()).to_pylist()
-            hashes = text_hashes(name, _one_chunk(texts[f"{name}_salt"]).to_pylist(), given)
-            for seq, text, expected in zip(seqs.tolist(), given, hashes, strict=True):
-                if text is not None:
-                    missing.discard(seq - first)
-                    if seq < first or expected is None or values[seq - first] != expected:
-                        found.setdefault(seq, f"the {name} of row {seq} is not the one that was recorded")
-        for place in sorted(missing):
+            places = texts["seq"].to_numpy() - first
+            for seq in _misfits(name, rows[f"{name}_hash"].take(pa.array(places)), texts):
+                found.setdefault(seq, f"the {name} of row {seq} or its salt is not the one that was recorded")
+            missing[places[_flags(texts[name].is_valid())]] = False
+        for place in np.flatnonzero(missing).tolist():
             seq = first + place
             if name not in redacted.get((chain.number, seq), ()):
                 found.setdefault(seq, f"the {name} of row {seq} is missing, and no redaction is on record")
     return found
+
+
+def _strange_texts(chain: Chain, first: int, rows: pa.Table, texts: pa.Table) -> dict[int, str]:
+    """Rows with texts that cannot be theirs, whatever they say."""
+    found: dict[int, str] = {}
+    seqs = texts["seq"].to_numpy()
+    for seq in seqs[1:][np.diff(seqs) == 0].tolist():
+        found[seq] = f"the texts of row {seq} are stored twice"
+    for seq in seqs[_foreign(chain, texts)].tolist():
+        found.setdefault(seq, f"the texts of row {seq} say that they are another writer's")
+    some = np.zeros(rows.num_rows, dtype=np.bool_)
+    for name in TEXT_HASHES:
+        some |= _flags(rows[name].is_valid())
+    for seq in seqs[~some[seqs - first]].tolist():
+        found.setdefault(seq, f"texts are stored for row {seq}, which was recorded without")
+    return found
+
+
+def _misfits(name: str, recorded: pa.ChunkedArray, texts: pa.Table) -> list[int]:
+    """Rows whose text does not have the recorded hash, or has no salt, or another's; recorded: of the same rows."""
+    salts, given = _one_chunk(texts[f"{name}_salt"]), _one_chunk(texts[name]).cast(pa.binary())
+    there = _flags(given.is_valid())
+    odd = _flags(salts.is_valid()) != there
+    odd |= _flags(pc.not_equal(pc.binary_length(salts), SALT_BYTES))
+    hashes = pa.array(text_hashes(name, salts.to_pylist(), given.to_pylist()), pa.binary())
+    odd |= there & ~_flags(pc.equal(hashes, _one_chunk(recorded)))
+    seqs: list[int] = texts["seq"].to_numpy()[odd].tolist()
+    return seqs

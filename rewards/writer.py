@@ -42,17 +42,20 @@ class Writer:
         self._lock = threading.Lock()
         self._sealer = Sealer(root, (attempt.id, self.writer), seal_rows)
         self._committer = Committer(
-            str(tail.path), {"rows": _row_sink(tail, self._sealer), "event": _event_sink(root / DATABASE, ledger)}
+            str(tail.path),
+            {"rows": _row_sink(tail, self._sealer), "event": _event_sink(root / DATABASE, ledger)},
+            _head_sink(tail),
         )
         # Also runs at exit and when the writer is forgotten: what was handed over is written.
         self._parts = (self._committer, tail, ledger)
         self._finish = weakref.finalize(self, _forgotten, *self._parts)
 
-    def append(self, step: int, rows: Any) -> Ticket:
+    def append(self, step: int, rows: Any, *, durable: bool = False) -> Ticket:
         """Hands over the sessions of a step; returns at once. `ticket.wait()` returns when they are durable.
 
-        rows: with the columns of `rewards.schema` and `prompt`, `response`, `rejected`: dicts; an Arrow table; or a
-        dict of columns, each a list, a numpy array or one value for all rows.
+        durable: writes them in the calling thread and returns when they are.
+        rows: with the columns of `rewards.schema` and `prompt`, `response`, `rejected`: dicts; an Arrow table, which
+        is fastest; or a dict of columns, each a list, a numpy array or one value for all rows.
         Raises: LedgerError naming the column and the row that do not fit (nothing of the batch is kept then), or when
         an earlier write failed.
         """
@@ -60,7 +63,10 @@ class Writer:
         step = _check_step(step)
         batch = make_batch(step, rows, self._defaults)
         self._check_new(step, batch)
-        return self._put_rows(batch)
+        ticket = self._put_rows(batch, durable)
+        if durable:
+            ticket.wait()
+        return ticket
 
     def append_table(self, table: pa.Table, rows_a_commit: int = 65_536) -> None:
         """Writes many sessions at once, which bring their `step`; durable on return. For imports: one writer a run.
@@ -79,7 +85,7 @@ class Writer:
         starts = range(0, max(table.num_rows, 1), rows_a_commit)
         batches = [table_batch(table.slice(start, rows_a_commit), self._defaults, start) for start in starts]
         for batch in batches:
-            self._check_new(pc.min(batch.columns["step"]).as_py(), batch)
+            self._check_new(pc.min(batch.rows.column("step")).as_py(), batch)
         for batch in batches:
             ticket = self._put_rows(batch)
         ticket.wait()
@@ -91,9 +97,9 @@ class Writer:
                 f"{self.resume_step}; train sessions up to it are on record and would count twice"
             )
 
-    def _put_rows(self, batch: Batch) -> Ticket:
+    def _put_rows(self, batch: Batch, now: bool = False) -> Ticket:
         with self._lock:
-            ticket = self._committer.put("rows", batch, batch.count)
+            ticket = self._committer.put("rows", batch, batch.count, now)
             self._last_step = max(self._last_step, batch.step)
         return ticket
 
@@ -136,6 +142,7 @@ class Writer:
         """
         step = _check_step(step)
         self.flush()
+        self._committer.settle()
         mine, heads = self._places()
         positions = places_payload(mine)
         payload = {"step": step, "path": path, "positions": positions, "heads": heads}
@@ -214,6 +221,14 @@ def _row_sink(tail: TailWriter, sealer: Sealer) -> Callable[[Sequence[Batch]], S
             tail.commit(batches)
         sealer.committed(sum(batch.count for batch in batches))
         return [None] * len(batches)
+
+    return write
+
+
+def _head_sink(tail: TailWriter) -> Callable[[], None]:
+    def write() -> None:
+        with translated(tail.path, "write heads"):
+            tail.settle()
 
     return write
 

@@ -10,6 +10,7 @@ NaN is a value, not a missing one. `run_id`, `attempt`, `writer` and `seq` of an
 
 from rewards.importers.detect import FORMATS
 from rewards.importers.fields import Options, read_pairs
-from rewards.importers.run import Request, import_run
+from rewards.importers.run import import_run
+from rewards.importers.work import Request
 
 __all__ = ["FORMATS", "Options", "Request", "import_run", "read_pairs"]

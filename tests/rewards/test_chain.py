@@ -65,12 +65,18 @@ def slow_columns(columns: dict[str, tuple[list[Any], pa.DataType]]) -> bytes:
     return b"".join(parts)
 
 
-def slow_commit(previous: str, identity: tuple[str, int, int], first: int, count: int, body: bytes) -> str:
-    run, attempt, writer = identity
-    preamble = (
-        b"s" + frame(run.encode()) + b"".join(b"i" + struct.pack("<q", n) for n in (attempt, writer, first, count))
-    )
-    return hashlib.sha256(b"reward ledger commit 1" + bytes.fromhex(previous) + preamble + body).hexdigest()
+def slow_commit(identity: tuple[str, int, int], time: int | None, first: int, count: int, body: bytes) -> str:
+    run, *numbers = (*identity, first, count, *([] if time is None else [time]))
+    preamble = b"s" + frame(run.encode()) + b"".join(b"i" + struct.pack("<q", n) for n in numbers)
+    version = b"1" if time is None else b"2"
+    return hashlib.sha256(b"reward ledger commit " + version + bytes(32) + preamble + body).hexdigest()
+
+
+def commit_hash(
+    identity: tuple[str, int, int], time: int | None, first: int, columns: dict[str, pa.Array], previous: str = ZERO
+) -> str:
+    count = len(next(iter(columns.values())))
+    return chain.ChainHasher(identity, columns).commit(previous, time, first, 0, count)
 
 
 ENTRY = pa.struct([("name", pa.string()), ("raw", pa.float64()), ("cost", pa.float32())])
@@ -104,11 +110,54 @@ def arrays(columns: dict[str, tuple[list[Any], pa.DataType]]) -> dict[str, pa.Ar
 
 
 @settings(max_examples=150, deadline=None)
-@given(batches())
-def test_hashes_equal_an_independent_encoder(columns: dict[str, tuple[list[Any], pa.DataType]]) -> None:
+@given(batches(), st.none() | st.integers(0, 2**62))
+def test_hashes_equal_an_independent_encoder(
+    columns: dict[str, tuple[list[Any], pa.DataType]], time: int | None
+) -> None:
     count = len(columns["c0"][0])
-    got = chain.commit_hash(ZERO, ("demo/grpo", 2, 1), 17, count, arrays(columns))
-    assert got == slow_commit(ZERO, ("demo/grpo", 2, 1), 17, count, slow_columns(columns))
+    got = commit_hash(("demo/grpo", 2, 1), time, 17, arrays(columns))
+    assert got == slow_commit(("demo/grpo", 2, 1), time, 17, count, slow_columns(columns))
+
+
+def test_a_commit_written_out_byte_by_byte() -> None:
+    columns = {
+        "step": pa.array([3, 3], pa.int64()),
+        "adjusted_reward": pa.array([1.5, None], pa.float64()),
+        "compliant": pa.array([False, True]),
+        "category": pa.array(["ä", "b"]),
+        "components": pa.array([[{"name": "x", "raw": -0.0, "cost": None}], []], pa.list_(ENTRY)),
+        "arm": pa.nulls(2, pa.string()),
+    }
+    lines = """
+        72657761726420 6c656467657220 636f6d6d697420 32                    "reward ledger commit 2"
+        1111111111111111 1111111111111111 1111111111111111 1111111111111111  the head before
+        73 0100000000000000 72                                             text of 1 byte: run "r"
+        69 0200000000000000                                                attempt 2
+        69 0000000000000000                                                writer 0
+        69 0700000000000000                                                the first row is 7
+        69 0200000000000000                                                2 rows
+        69 4042 0f00 0000 0000                                             at 1,000,000 us after 1970
+        0f00000000000000 61646a75737465645f726577617264                    "adjusted_reward", 15 bytes
+        1300000000000000 66 00 80                                          19 bytes: floats, not all valid: 1 0
+        000000000000f83f 0000000000000000                                  1.5, nothing
+        0800000000000000 63617465676f7279                                  "category"
+        0d00000000000000 73 01                                             13 bytes: texts, all valid
+        02000000 01000000 c3a4 62                                          of 2 and 1 bytes: "ä" "b"
+        0900000000000000 636f6d706c69616e74                                "compliant"
+        0300000000000000 62 01 40                                          3 bytes: truth values, all valid: 0 1
+        0a00000000000000 636f6d706f6e656e7473                              "components"
+        4a00000000000000 6c 01                                             74 bytes: lists, all valid
+        0800000000000000 01000000 00000000                                 8 bytes of lengths: 1 and 0
+        0400000000000000 6e616d65                                          "name"
+        0700000000000000 73 01 01000000 78                                 7 bytes: texts, all valid: "x"
+        0300000000000000 726177                                            "raw"
+        0a00000000000000 66 01 0000000000000000                            10 bytes: floats, all valid: 0.0
+        0400000000000000 73746570                                          "step"
+        1200000000000000 69 01                                             18 bytes: whole numbers, all valid
+        0300000000000000 0300000000000000                                  3, 3
+    """
+    spelled = bytes.fromhex("".join(line.split("  ")[0] for line in map(str.strip, lines.splitlines())))
+    assert commit_hash(("r", 2, 0), 1_000_000, 7, columns, "11" * 32) == hashlib.sha256(spelled).hexdigest()
 
 
 @settings(max_examples=50, deadline=None)
@@ -133,8 +182,8 @@ def test_commits_cut_from_one_table_hash_like_commits_on_their_own(
     hasher = chain.ChainHasher(("r", 1, 0), arrays(columns))
     for start, stop in pairwise(cuts):
         part = {name: pa.array(values[start:stop], kind) for name, (values, kind) in columns.items()}
-        alone = chain.commit_hash(ZERO, ("r", 1, 0), start + 1, stop - start, part)
-        assert hasher.commit(ZERO, start + 1, start, stop) == alone
+        alone = commit_hash(("r", 1, 0), 5, start + 1, part) if start < stop else None
+        assert start == stop or hasher.commit(ZERO, 5, start + 1, start, stop) == alone
 
 
 def test_every_nan_is_one_and_minus_zero_is_zero() -> None:
@@ -157,24 +206,25 @@ def test_every_nan_is_one_and_minus_zero_is_zero() -> None:
     ],
 )
 def test_what_differs_for_people_differs_in_the_hash(one: list[Any], other: list[Any]) -> None:
-    hashes = {chain.commit_hash(ZERO, ("r", 1, 0), 1, len(v), {"a": pa.array(v)}) for v in (one, other)}
+    hashes = {commit_hash(("r", 1, 0), 5, 1, {"a": pa.array(v)}) for v in (one, other)}
     assert len(hashes) == 2
 
 
-def test_the_hash_names_run_attempt_writer_seq_and_what_came_before() -> None:
+def test_the_hash_names_run_attempt_writer_time_seq_and_what_came_before() -> None:
     columns = {"a": pa.array([1.0])}
-    variants = [
-        (ZERO, ("r", 1, 0), 1),
-        (ZERO, ("s", 1, 0), 1),
-        (ZERO, ("r", 2, 0), 1),
-        (ZERO, ("r", 1, 1), 1),
-        (ZERO, ("r", 1, 0), 2),
-        ("11" * 32, ("r", 1, 0), 1),
+    variants: list[tuple[tuple[str, int, int], int | None, int, str]] = [
+        (("r", 1, 0), 5, 1, ZERO),
+        (("s", 1, 0), 5, 1, ZERO),
+        (("r", 2, 0), 5, 1, ZERO),
+        (("r", 1, 1), 5, 1, ZERO),
+        (("r", 1, 0), 6, 1, ZERO),
+        (("r", 1, 0), None, 1, ZERO),
+        (("r", 1, 0), 5, 2, ZERO),
+        (("r", 1, 0), 5, 1, "11" * 32),
     ]
-    assert len({chain.commit_hash(p, i, s, 1, columns) for p, i, s in variants}) == len(variants)
-    assert chain.commit_hash(ZERO, ("r", 1, 0), 1, 1, {"b": columns["a"]}) != chain.commit_hash(
-        *variants[0], 1, columns
-    )
+    hashes = {commit_hash(identity, time, seq, columns, before) for identity, time, seq, before in variants}
+    assert len(hashes) == len(variants)
+    assert commit_hash(("r", 1, 0), 5, 1, {"b": columns["a"]}) not in hashes
 
 
 def test_a_column_without_values_leaves_no_trace() -> None:
