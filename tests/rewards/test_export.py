@@ -87,6 +87,15 @@ def test_an_exported_run_imported_again_has_the_same_live_view(folder, suffix):
     assert comparable(folder / "again", RUN) == comparable(folder / "ledger", RUN)
 
 
+def test_a_file_that_another_engine_wrote_from_the_ledger_is_imported_as_it_is(folder):
+    fill(folder / "ledger")
+    texts = "l.*, t.prompt, t.response, t.rejected FROM live l LEFT JOIN texts t USING (run_id, attempt, writer, seq)"
+    with Ledger.open(folder / "ledger") as ledger, ledger.connect() as connection:
+        connection.sql(f"SELECT {texts}").write_parquet(str(folder / "run.parquet"))
+    assert take_in(folder / "again", folder / "run.parquet", run=RUN)["sessions"] == 20
+    assert comparable(folder / "again", RUN) == comparable(folder / "ledger", RUN)
+
+
 def test_the_columns_are_the_session_and_those_of_the_ledger_with_their_types(folder):
     fill(folder / "ledger")
     with Ledger.open(folder / "ledger") as ledger:

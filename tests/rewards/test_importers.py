@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from rewards import Ledger
 from rewards.errors import DataError, LedgerError, UserError
-from rewards.importers import files, readers, run
+from rewards.importers import files, readers, run, work
 from rewards.importers.components import flat_components, flat_name, full, nested_components, split_name
 from rewards.importers.convert import Misfit, to_column
 from rewards.importers.events import read_events
@@ -586,7 +586,7 @@ def test_an_import_whose_place_was_taken_says_so(ledger, tmp_path, monkeypatch):
 def test_a_file_too_large_to_keep_is_read_again_and_gives_the_same(ledger, tmp_path, monkeypatch):
     path = sessions_csv(tmp_path / "a.csv", [(i, i) for i in range(1, 101)])
     take_in(ledger, path)
-    monkeypatch.setattr(run, "_KEPT", 0)
+    monkeypatch.setattr(work, "_KEPT", 0)
     take_in(ledger, path, run="again")
     assert column(ledger, "row_id") == column(ledger, "row_id", "again")
 
