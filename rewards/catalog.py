@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rewards import events
 from rewards.errors import LedgerError
+from rewards.filesystem import check_local
 from rewards.heads import completed
 from rewards.hot import TailIdentity, last_block, read_blocks
 from rewards.lineage import Attempt, Lineage, Place
@@ -54,6 +55,7 @@ def create(root: Path) -> None:
 
     Raises: LedgerError when the folder holds something else or cannot be written.
     """
+    check_local(root)
     with translated(root, "create a ledger"):
         if root.exists() and not root.is_dir():
             raise LedgerError(f"{root}: is a file; a ledger is a folder")

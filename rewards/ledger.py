@@ -12,6 +12,7 @@ from rewards.catalog import DATABASE
 from rewards.chain import EVENTS_CHAIN, chain_name, ledger_head
 from rewards.claims import Claim, claim
 from rewards.errors import LedgerError
+from rewards.filesystem import check_local
 from rewards.lineage import Position
 from rewards.sqlite import connect_writable, snapshot, translated
 from rewards.verify import Verification, verify_ledger
@@ -88,6 +89,7 @@ class Ledger:
             arm,
             pipeline_id,
         )
+        check_local(self.path)
         database = self.path / DATABASE
         with translated(database, "open a writer"):
             connection = connect_writable(database)

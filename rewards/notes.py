@@ -8,6 +8,7 @@ from typing import Any
 from rewards import events
 from rewards.catalog import DATABASE, read_lineage
 from rewards.errors import LedgerError
+from rewards.filesystem import check_local
 from rewards.schema import EVENT_KINDS
 from rewards.sqlite import connect_writable, transaction, translated
 
@@ -24,6 +25,7 @@ def add(root: Path, kind: str, payload: Mapping[str, Any], run_id: str, step: in
     if step is not None and (type(step) is not int or step < 0):
         raise LedgerError(f"step is {step!r}, not a whole number from 0")
     text = events.encode(kind, payload)
+    check_local(root)
     path = root / DATABASE
     with translated(path, "write an event"), closing(connect_writable(path)) as ledger, transaction(ledger, path):
         lineage = read_lineage(ledger)

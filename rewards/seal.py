@@ -20,6 +20,7 @@ from rewards.blocks import block_table, place_keys
 from rewards.catalog import DATABASE, Chain, read_chains, read_lineage
 from rewards.delta_log import set_aside
 from rewards.errors import LedgerError
+from rewards.filesystem import check_local
 from rewards.heads import complete
 from rewards.hot import HotRows, drop_rows, hot_rows, is_first_version, with_hashes
 from rewards.lineage import Lineage
@@ -55,6 +56,7 @@ def lock(root: Path, patience: float = _PATIENCE_SECONDS) -> Iterator[None]:
 
     Raises: LedgerError when another one does not end within `patience` seconds.
     """
+    check_local(root)
     path = root / LOCK
     with translated(path, "take the lock of the sealed tables"):
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
