@@ -9,7 +9,7 @@ import numpy as np
 
 from rewards.analysis import constraint, convergence, recalibrations, summary
 from rewards.analysis.columns import component_roles, floats, strings, where
-from rewards.report import origin
+from rewards.report import origin, redacted
 from rewards.report.record import Record
 
 SCHEMA = 1
@@ -176,10 +176,12 @@ def _samples(record: Record) -> list[dict[str, Any]]:
     texts = {name: strings(table, name) for name in columns}
     numbers = {name: floats(table, name) for name in ("baseline_reward", "adjusted_reward", "compliant")}
     order = {"first": 0, "only": 0, "middle": 1, "last": 2}
+    gone = redacted.places([event for event in record.events if event["run_id"] == record.run_id])
     return [
         {"position": chosen[i], "session": i + 1, "step": int(record.steps[i])}
         | {name: _shortened(values[i]) for name, values in texts.items()}
         | {name: _clean(float(values[i])) for name, values in numbers.items()}
+        | {"redacted": redacted.of_row(gone, table, i)}
         for i in sorted(chosen, key=lambda i: (order[chosen[i]], i))
     ]
 
@@ -232,7 +234,9 @@ def _limits(record: Record, data: Mapping[str, Any]) -> list[str]:
         "Verification recomputes every hash from the stored rows. That the whole chain was not rewritten, or its end "
         "not cut off, only a head kept elsewhere can show."
     )
-    found += origin.sentences([event for event in record.events if event["run_id"] == record.run_id])
+    own = [event for event in record.events if event["run_id"] == record.run_id]
+    found += origin.sentences(own)
+    found += filter(None, [redacted.sentence(redacted.places(own))])
     missing = data["summary"]["sessions_without_reward"]
     if missing:
         found.append(f"{missing} of {data['sessions']} sessions have no baseline reward and take no part in any mean.")

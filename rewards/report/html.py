@@ -108,7 +108,7 @@ def _header(data: Mapping[str, Any]) -> Markup:
 def _samples(samples: Sequence[Mapping[str, Any]]) -> Markup:
     if not samples:
         return section("samples", "Samples", nothing("the run has no sessions"))
-    if all(row["prompt"] is None and row["response"] is None for row in samples):
+    if all(row["prompt"] is None and row["response"] is None and not row["redacted"] for row in samples):
         return section("samples", "Samples", nothing("no texts are on record"))
     parts: list[object] = []
     for position in dict.fromkeys(row["position"] for row in samples):
@@ -129,11 +129,15 @@ def _sample(row: Mapping[str, Any]) -> Markup:
     ]
     title = tag("h4", f"Session {count(row['session'])}, step {count(row['step'])}")
     texts = [
-        join([tag("dt", name), tag("dd", row[name] if row[name] else tag("span", "empty", class_="none"))])
+        join([tag("dt", name), tag("dd", row[name] or tag("span", _instead(row, name), class_="none"))])
         for name in ("prompt", "response", "rejected")
-        if row[name] is not None
+        if row[name] is not None or name in row["redacted"]
     ]
     return tag("article", join([title, tag("p", ", ".join(facts), class_="ci"), tag("dl", join(texts))]))
+
+
+def _instead(row: Mapping[str, Any], name: str) -> str:
+    return "taken out" if name in row["redacted"] else "empty"
 
 
 def _limits(data: Mapping[str, Any]) -> Markup:

@@ -56,6 +56,16 @@ def test_a_redacted_text_is_null_everywhere_and_the_ledger_still_verifies(path, 
     assert "prompt\n(taken out on " in said and "by ana: a name)" in said and SECRET not in said
 
 
+def test_a_report_shows_that_a_text_was_taken_out_and_what_its_figures_leave_out(path, tmp_path, capsys):
+    said = "Texts of 1 row of this run were taken out"
+    assert not any(said in limit for limit in document(capsys, "report", path, "--json")["limits"])
+    assert main(["redact", str(path), "--session", "1", "--column", "prompt", *WHY, "--yes"]) == 0
+    assert any(said in limit for limit in document(capsys, "report", path, "--json")["limits"])
+    assert main(["report", str(path), "--out", str(tmp_path / "r.html")]) == 0
+    page = (tmp_path / "r.html").read_text()
+    assert page.count(">taken out</span>") == 1 and said in page
+
+
 def test_all_texts_of_a_row_go_without_a_column_and_nothing_of_them_stays_on_disk(path, capsys):
     assert main(["redact", str(path), "--session", "2", *WHY, "--yes"]) == 0
     assert main(["redact", str(path), "--session", "1", *WHY, "--yes"]) == 0
