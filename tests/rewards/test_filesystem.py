@@ -48,8 +48,11 @@ def test_the_deepest_and_latest_mount_decides(path: str, kind: str | None) -> No
 
 @pytest.mark.parametrize(
     "kind",
-    ["nfs", "nfs4", "cifs", "smb3", "9p", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs", "fuse.sshfs"]
-    + ["fuse.glusterfs", "fuse.ceph-fuse", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.mount-s3", "virtiofs"],
+    [
+        *("nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "afs"),
+        *("fuse.sshfs", "fuse.glusterfs", "fuse.ceph-fuse", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse"),
+        *("fuse.mount-s3", "fuse.mfsmount"),
+    ],
 )
 def test_what_another_machine_keeps_is_known(kind: str) -> None:
     assert network_type(Path("/data/x"), f"1 0 0:1 / /data rw - {kind} what rw") == kind
