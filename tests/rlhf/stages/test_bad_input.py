@@ -165,21 +165,20 @@ def test_raw_row_errors_come_before_torch_is_loaded(tmp_path: Path) -> None:
 
 
 def test_an_edited_row_is_found_and_its_step_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import sqlite3
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
 
     from rewards.cli import main
 
     assert run("grpo", tmp_path / "run", steps=3) == 0
     assert main(["verify", str(tmp_path / "run" / "ledger")]) == 0
-    (tail,) = (tmp_path / "run" / "ledger" / "tails").glob("*.db")
-    with sqlite3.connect(tail) as connection:
-        (table,) = [
-            name
-            for (name,) in connection.execute("select name from sqlite_master where type = 'table'")
-            if "baseline_reward" in [column[1] for column in connection.execute(f"pragma table_info({name})")]
-        ]
-        connection.execute(f"update {table} set baseline_reward = 9.0 where step = 2 and seq = 11")
-    connection.close()
+    (path,) = (tmp_path / "run" / "ledger" / "sessions").glob("*.parquet")
+    table = pq.read_table(path, partitioning=None)
+    here = np.flatnonzero(table["step"].to_numpy() == 2)[3]
+    edited = pc.if_else(pa.array(np.arange(table.num_rows) == here), 9.0, table["baseline_reward"])
+    pq.write_table(table.set_column(table.schema.get_field_index("baseline_reward"), "baseline_reward", edited), path)
     capsys.readouterr()
     assert main(["verify", str(tmp_path / "run" / "ledger")]) == 1
     assert "step 2" in capsys.readouterr().out
