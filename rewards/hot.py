@@ -346,9 +346,10 @@ def hot_rows(tail: sqlite3.Connection, above: int = 0, texts: bool = True) -> It
 def _readable(tail: sqlite3.Connection, first_seq: int) -> Iterator[None]:
     try:
         yield
-    except (LedgerError, pa.ArrowException, sqlite3.Error, KeyError, TypeError, ValueError, OSError) as error:
+    except (LedgerError, pa.ArrowException, sqlite3.Error, KeyError, TypeError, ValueError, OSError, EOFError) as error:
         path = tail.execute("PRAGMA database_list").fetchone()[2]
-        raise DamagedRows(path, first_seq, str(error).splitlines()[0]) from error
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DamagedRows(path, first_seq, said) from error
 
 
 def _unpacked(batch: bytes, layout: bytes) -> pa.RecordBatch:

@@ -33,7 +33,7 @@ def read_rows(tail: sqlite3.Connection, first: int, last: int) -> tuple[pa.Recor
     if not rows:
         return None
     values = dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
-    if values["seq"] != list(range(first, last + 1)):
+    if len(rows) != last - first + 1 or values["seq"] != list(range(first, last + 1)):
         raise LedgerError(f"{len(rows)} rows are stored where {last - first + 1} were recorded")
     columns = {c.name: _from_sql(c.name, values[c.name]) for c in STORED if c.name != "seq"}
     for name in TEXT_HASHES:

@@ -17,14 +17,16 @@ from rewards.errors import DamagedRows, LedgerError
 from rewards.heads import completed
 from rewards.hot import Block, HotRows, checksum, hot_rows, is_first_version, last_block, read_blocks, read_identity
 from rewards.lineage import Lineage
-from rewards.schema import STORED, TEXT_FIELDS, TEXT_HASHES
+from rewards.schema import STORED, TEXT_FIELDS, TEXT_HASHES, Column
 from rewards.sqlite import snapshot, translated
+from rewards.values import has_type
 from rewards.verify_files import Shelf
 from rewards.verify_heads import History
 from rewards.verify_rows import Redacted, verify_rows
 
-_ROW_COLUMNS = frozenset([c.name for c in STORED if c.name != "seq"]) | frozenset(TEXT_HASHES)
-_TEXT_COLUMNS = frozenset(field.name for field in TEXT_FIELDS)
+_TEXT_PARTS = [*((field.name, field.type) for field in TEXT_FIELDS), *((name, pa.binary()) for name in TEXT_HASHES)]
+_COLUMNS = {c.name: c for c in STORED if c.name != "seq"} | {n: Column(n, kind, "", "") for n, kind in _TEXT_PARTS}
+_REQUIRED = {column.name for column in _COLUMNS.values() if column.required}
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def read_tail(chain: Chain) -> Tail | str:
             except DamagedRows as error:
                 damaged = error
             first = is_first_version(tail)
-            stray = hot_v1.stray(tail) if first else _odd_checksum(tail)
+            stray = hot_v1.stray(tail) if first else None if damaged else _odd_checksum(tail)
             blocks = read_blocks(tail)
             with suppress(LedgerError):  # the block whose head cannot be computed is named later
                 blocks = completed(tail, chain.identity, blocks)
@@ -109,8 +111,10 @@ def check_chain(tail: Tail, around: Surroundings, history: History) -> None:
         return
     wrong = _first_wrong_block(tail)
     blocks = tail.blocks if wrong is None else tail.blocks[: wrong[0]]
+    sound = {block.first_seq for block in blocks}
+    hot = [rows for rows in tail.hot if rows.first_seq in sound]
     try:
-        finding = verify_rows(chain, blocks, tail.timed, tail.hot, around.shelves, around.redacted)
+        finding = verify_rows(chain, blocks, tail.timed, hot, around.shelves, around.redacted)
     except FileNotFoundError:
         raise
     except (LedgerError, pa.ArrowException, OSError, TypeError, ValueError, OverflowError) as error:
@@ -137,7 +141,7 @@ def _first_wrong_block(tail: Tail) -> tuple[int, str] | None:
         whole = (block.first_seq, block.count, block.sessions, block.step, block.time)
         if any(type(value) is not int for value in whole) or block.count < 1:
             return number, "the record of the commit is not one that the ledger writes"
-        if type(block.head) is not str:
+        if type(block.head) is not str or not block.head:
             return number, "its rows or its head are not those that were recorded"
         if block.first_seq != seq:
             return number, f"rows {seq} to {block.first_seq - 1} before it are missing"
@@ -156,10 +160,12 @@ def _wrong_batch(hot: HotRows, block: Block) -> str | None:
         return f"{hot.rows.num_rows} rows are stored where {block.count} were recorded"
     if hot.texts is not None and hot.texts.num_rows != block.count:
         return f"texts of {hot.texts.num_rows} rows are stored where {block.count} were recorded"
-    names = set(hot.rows.schema.names) - _ROW_COLUMNS
-    if hot.texts is not None:
-        names |= set(hot.texts.schema.names) - _TEXT_COLUMNS
-    return f"its rows have a column `{min(names)}` that is none of the ledger's" if names else None
+    stored = list(hot.rows.schema) + ([] if hot.texts is None else list(hot.texts.schema))
+    for column in stored:
+        if column.name not in _COLUMNS or not has_type(_COLUMNS[column.name], column.type):
+            return f"its rows have a column `{column.name}` of type {column.type}, which is none of the ledger's"
+    lacking = _REQUIRED - set(hot.rows.schema.names)
+    return f"its rows have no column `{min(lacking)}`" if lacking else None
 
 
 def _nothing_more(tail: Tail, shelves: tuple[Shelf, Shelf]) -> str | None:
@@ -167,9 +173,9 @@ def _nothing_more(tail: Tail, shelves: tuple[Shelf, Shelf]) -> str | None:
     blocks = {block.first_seq for block in tail.blocks}
     if tail.damaged is not None:
         return str(tail.damaged)
-    for hot in tail.hot:
-        if hot.first_seq not in blocks:
-            return f"rows from seq {hot.first_seq} on belong to no commit"
+    for rows in tail.hot:
+        if rows.first_seq not in blocks:
+            return f"rows from seq {rows.first_seq} on belong to no commit"
     if tail.stray is not None:
         return tail.stray
     with snapshot(tail.chain.path) as again:
