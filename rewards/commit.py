@@ -8,8 +8,7 @@ import os
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -19,6 +18,7 @@ from rewards.errors import LedgerError
 # More rows than this wait nowhere: a disk that cannot follow must slow the producer down, not fill the memory.
 _MAX_WAITING_ROWS = 200_000
 _LOOK_SECONDS = 1.0
+_RAISING = (signal.SIGINT, signal.SIGTERM)
 _PAUSE_SECONDS = 0.02  # nothing to write for so long: time for what may wait
 
 
@@ -106,7 +106,7 @@ class Committer:
             if not now:
                 self._condition.notify_all()
         if now:
-            with self._writing, _uninterrupted():
+            with self._writing, _Uninterrupted():
                 self._write()
         return item.ticket
 
@@ -194,7 +194,7 @@ class Committer:
         if not self.is_ours() or not self._writing.acquire(blocking=False):
             return
         try:
-            with _uninterrupted():
+            with _Uninterrupted():
                 self._write()
         finally:
             self._writing.release()
@@ -232,23 +232,24 @@ class Committer:
             self._room.notify_all()
 
 
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
+class _Uninterrupted:
     """Signals whose handlers may raise wait until the commit is whole: half of one would end the writer."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    came: list[int] = []
-    before = {}
-    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-        handler = signal.getsignal(number)
-        if callable(handler):
-            before[number] = handler
-            signal.signal(number, lambda which, frame: came.append(which))
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+
+    def __enter__(self) -> None:
+        self._came: list[int] = []
+        self._before: list[tuple[int, Any]] = []
+        if threading.current_thread() is threading.main_thread():
+            for number in _RAISING:
+                handler = signal.getsignal(number)
+                if callable(handler):
+                    signal.signal(number, self._note)
+                    self._before.append((number, handler))
+
+    def _note(self, number: int, frame: object) -> None:
+        self._came.append(number)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before:
             signal.signal(number, handler)
-        for number in came:
+        for number in self._came:
             signal.raise_signal(number)
