@@ -11,8 +11,10 @@ from rewards.hot import Block, TailIdentity, checksum, hot_rows, is_first_versio
 from rewards.sqlite import connect_writable, transaction, translated
 
 
-def completed(tail: sqlite3.Connection, identity: TailIdentity, blocks: list[Block]) -> list[Block]:
-    """The blocks of a tail, all with their heads.
+def completed(
+    tail: sqlite3.Connection, identity: TailIdentity, blocks: list[Block], as_far_as_can_be: bool = False
+) -> list[Block]:
+    """The blocks of a tail, all with their heads; with `as_far_as_can_be` up to the first that does not fit.
 
     Raises: LedgerError when the rows of a block without a head are not those that were written.
     """
@@ -25,6 +27,8 @@ def completed(tail: sqlite3.Connection, identity: TailIdentity, blocks: list[Blo
     for block in blocks[first:]:
         hot = rows.get(block.first_seq)
         if block.head or not head or hot is None or not _is_whole(tail, block):
+            if as_far_as_can_be:
+                return [*done, *blocks[len(done) :]]
             raise LedgerError(
                 f"step {block.step}, seq {block.first_seq} to {block.last_seq}: its rows or its head are not those "
                 "that were recorded"

@@ -123,10 +123,9 @@ def _now() -> pa.Scalar:
     return pa.scalar(time.time_ns() // 1000, BY_NAME["time"].type)
 
 
-def table_batch(table: pa.Table, defaults: Mapping[str, str | None], first_row: int = 0) -> Batch:
-    """Checks rows that bring their own steps, which must not go backwards.
+def table_batches(table: pa.Table, defaults: Mapping[str, str | None], rows_a_batch: int) -> list[Batch]:
+    """Checks rows that bring their own steps, which must not go backwards, and cuts them into batches.
 
-    first_row: of the table in what the caller has, for messages.
     Raises: LedgerError naming the column and the row, counted from 0.
     """
     if table.num_rows == 0:
@@ -139,9 +138,17 @@ def table_batch(table: pa.Table, defaults: Mapping[str, str | None], first_row: 
     values = steps.to_numpy()
     if values[0] < 0 or (np.diff(values) < 0).any():
         row = int(np.argmax(np.diff(values, prepend=0) < 0))
-        raise LedgerError(f"row {row}: column `step` is {values[row]}; steps count from 0 and must not go backwards")
+        raise LedgerError(f"row {row}: column `step` is {values[row]}; steps count from 0 and do not go backwards")
     _check_keys(given, table)
-    return _checked(int(values[-1]), table.num_rows, given, defaults, steps)
+    whole = _checked(int(values[-1]), table.num_rows, given, defaults, steps)
+    return [_cut(whole, start, rows_a_batch) for start in range(0, whole.count, rows_a_batch)]
+
+
+def _cut(whole: Batch, start: int, count: int) -> Batch:
+    rows = whole.rows.slice(start, count)
+    sessions = pc.sum(pc.equal(rows.column("split"), "train")).as_py()
+    texts = None if whole.texts is None else whole.texts.slice(start, count)
+    return Batch(rows.column("step")[-1].as_py(), rows.num_rows, sessions, rows, texts)
 
 
 def _checked(

@@ -80,8 +80,8 @@ def read_tail(chain: Chain) -> Tail | str:
             first = is_first_version(tail)
             stray = hot_v1.stray(tail) if first else None if damaged else _odd_checksum(tail)
             blocks = read_blocks(tail)
-            with suppress(LedgerError):  # the block whose head cannot be computed is named later
-                blocks = completed(tail, chain.identity, blocks)
+            with suppress(LedgerError):  # the block whose rows cannot be read is named later
+                blocks = completed(tail, chain.identity, blocks, as_far_as_can_be=True)
             return Tail(chain, blocks, hot, not first, damaged, stray)
     except (LedgerError, sqlite3.Error, TypeError, ValueError) as error:
         return str(error)

@@ -10,7 +10,6 @@ from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from rewards import events
 from rewards.catalog import DATABASE, place_at, read_chains, read_lineage
@@ -19,7 +18,7 @@ from rewards.commit import Committer, Ticket
 from rewards.errors import LedgerError
 from rewards.hot import TailWriter
 from rewards.lineage import Attempt, Place, places_payload
-from rewards.rows import Batch, make_batch, table_batch
+from rewards.rows import Batch, make_batch, table_batches
 from rewards.schema import EVENT_KINDS
 from rewards.sealer import Sealer
 from rewards.sqlite import close_settled, snapshot, transaction, translated
@@ -78,14 +77,12 @@ class Writer:
         self._committer.check_process()
         if self.writer != 0:
             raise LedgerError("append_table is for the only writer of a run: writer 0")
-        if table.num_rows and "step" in table.schema.names and pc.min(table["step"]).as_py() is not None:
-            first = pc.min(table["step"]).as_py()
-            if first < self._last_step:
+        if table.num_rows and "step" in table.schema.names:
+            first = table["step"][0].as_py()
+            if isinstance(first, int) and 0 <= first < self._last_step:
                 raise LedgerError(f"append_table: step {first} comes after step {self._last_step} was written")
-        starts = range(0, max(table.num_rows, 1), rows_a_commit)
-        batches = [table_batch(table.slice(start, rows_a_commit), self._defaults, start) for start in starts]
-        for batch in batches:
-            self._check_new(pc.min(batch.rows.column("step")).as_py(), batch)
+        batches = table_batches(table, self._defaults, rows_a_commit)
+        self._check_new(batches[0].rows.column("step")[0].as_py(), batches[0])
         for batch in batches:
             ticket = self._put_rows(batch)
         ticket.wait()
