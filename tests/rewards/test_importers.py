@@ -458,11 +458,14 @@ def test_a_large_unordered_file_is_sorted_on_disk_with_all_its_columns(ledger, t
         "component.task": order / 2,
     }
     take_in(ledger, write_parquet(tmp_path / "a.parquet", columns))
-    rows = live(ledger, texts=True)
-    assert [row["session"] for row in rows] == list(range(1, n + 1))
-    last = rows[-1]
-    assert last["prompt"] == f"p{n - 1}" and last["components"][0]["raw"] == (n - 1) / 2
-    assert last["advantage"] == float(np.float32((n - 1) / 7)) and last["time"].microsecond == n % 1_000_000
+    with Ledger.open(ledger) as opened:
+        table = opened.sessions(RUN, texts=True)
+    assert np.array_equal(table["session"].to_numpy(), np.arange(1, n + 1))
+    assert np.array_equal(table["step"].to_numpy(), np.arange(n) // 100)
+    assert table["prompt"].to_pylist() == [f"p{i}" for i in range(n)]
+    assert np.array_equal(table["advantage"].to_numpy(), (np.arange(n) / 7).astype("f4"))
+    last = table.slice(n - 1).to_pylist()[0]
+    assert last["components"][0]["raw"] == (n - 1) / 2 and last["time"].microsecond == n % 1_000_000
 
 
 def test_evaluation_rows_are_not_numbered_and_may_stand_anywhere(ledger, tmp_path):
