@@ -33,6 +33,7 @@ SESSIONS, TEXTS = "sessions", "texts"
 SCHEMAS = {SESSIONS: sealed_schema, TEXTS: texts_schema}
 
 _CHECKPOINT_EVERY = 50  # log entries: opening a table reads those since the last checkpoint
+_STATISTICS = ("run_id", "attempt", "writer", "seq", "chain", "step")
 _ROW_GROUP = 131_072
 _LEVEL = 3
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # in messages of the deltalake package
@@ -181,12 +182,14 @@ class Body:
             raise LedgerError(self.damage)
         if self._table is None:
             self.root.mkdir(exist_ok=True)
-            self._table = DeltaTable.create(
-                self.root,
-                schema or SCHEMAS[self.name](),
-                mode="ignore",
-                configuration={"delta.checkpointInterval": "1000000", "delta.enableExpiredLogCleanup": "false"},
-            )
+            schema = schema or SCHEMAS[self.name]()
+            configuration = {
+                "delta.checkpointInterval": "1000000",
+                "delta.enableExpiredLogCleanup": "false",
+                # otherwise only those of the first 32 columns are looked at
+                "delta.dataSkippingStatsColumns": ",".join(name for name in _STATISTICS if name in schema.names),
+            }
+            self._table = DeltaTable.create(self.root, schema, mode="ignore", configuration=configuration)
             self._sync_log()
             sync_folder(self.root.parent)
         self._table.update_incremental()
@@ -284,7 +287,7 @@ def _is_continuous(column: pa.ChunkedArray) -> bool:
 def _stats(rows: pa.Table) -> dict[str, Any]:
     """What lets a reader skip the file."""
     low, high = {}, {}
-    for name in ("run_id", "attempt", "writer", "seq", "chain", "step"):
+    for name in _STATISTICS:
         if name in rows.schema.names:
             bounds = pc.min_max(rows[name]).as_py()
             low[name], high[name] = bounds["min"], bounds["max"]
@@ -328,7 +331,8 @@ def _read_file(path: Path, columns: Sequence[str], keep: pa.compute.Expression |
         default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
     )
     try:
-        source = ds.dataset(str(path), format=checked)
+        schema = SCHEMAS.get(path.parent.name)  # another program may have written the values in a type of its own
+        source = ds.dataset(str(path), format=checked, schema=schema and schema())
         yield from source.to_batches(columns=list(columns), filter=keep, use_threads=True)
     except FileNotFoundError:
         raise

@@ -245,7 +245,7 @@ def test_the_head_of_a_ledger_is_the_hash_of_its_sorted_chains() -> None:
 
 def test_many_texts_hash_like_one_by_one() -> None:
     salts = [bytes([i]) * chain.SALT_BYTES for i in range(3)]
-    got = chain.text_hashes("response", [*salts, None], ["a".encode(), "ä".encode(), b"", None])
+    got = chain.text_hashes("response", [*salts, None], [b"a", "ä".encode(), b"", None])
     assert got == [
         *(chain.text_hash(s, "response", t) for s, t in zip(salts, "aä", strict=False)),
         chain.text_hash(salts[2], "response", ""),
