@@ -447,7 +447,7 @@ def test_rows_are_put_in_the_order_of_their_sessions(ledger, tmp_path):
 
 
 def test_a_large_unordered_file_is_sorted_on_disk_with_all_its_columns(ledger, tmp_path):
-    n = 2 * readers.ROWS + 17
+    n = readers.ROWS + 17
     order = np.random.default_rng(0).permutation(n)
     columns = {
         "session": order + 1,
