@@ -1,20 +1,26 @@
 """The sealed tables in other engines: each of them rebuilds the live view from the open tables alone."""
 
+import hashlib
 import json
 import math
 import os
+import sqlite3
+import struct
+from contextlib import closing
 from typing import Any
 from urllib.parse import unquote
 
 import deltalake
 import duckdb
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from rewards import Ledger
 from rewards.schema import sealed_schema, texts_schema
 from tests.rewards.ledger_rows import rows, scratch
+from tests.rewards.test_chain import slow_columns
 
 RUNS = ("grpo", "dpo")
 
@@ -347,3 +353,90 @@ def test_a_path_that_urls_encode_reaches_engines_once_it_is_decoded(folder):
     uris = files(root, "sessions")
     assert not os.path.exists(uris[0])
     assert duckdb.execute("SELECT count(*) FROM read_parquet($1)", [list(map(unquote, uris))]).fetchone() == (3,)
+
+
+# -- another program checks the chain ----------------------------------------------------------------------------------
+
+PLACE = ("run_id", "attempt", "writer", "seq", "chain", "block", "position")
+
+
+def numbers(*values: int) -> bytes:
+    return b"".join(b"i" + struct.pack("<q", value) for value in values)
+
+
+def framed(text: str | bytes) -> bytes:
+    data = text.encode() if isinstance(text, str) else text
+    return b"s" + struct.pack("<Q", len(data)) + data
+
+
+def database(path: Any) -> sqlite3.Connection:
+    return sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+
+
+def recomputed_heads(root: Any) -> dict[str, str]:
+    """The head of every chain, from Parquet and SQLite alone; asserts each commit on the way."""
+    stored = deltalake.DeltaTable(root / "sessions").to_pyarrow_table()
+    heads = {}
+    for path in sorted((root / "tails").glob("*.db")):
+        with closing(database(path)) as tail:
+            meta = {key: json.loads(value) for key, value in tail.execute("SELECT key, value FROM meta")}
+            commits = tail.execute("SELECT first_seq, count, time, head FROM blocks ORDER BY first_seq").fetchall()
+        run, attempt, writer = meta["run_id"], meta["attempt"], meta["writer"]
+        mine = (
+            pc.equal(stored["run_id"], run),
+            pc.equal(stored["attempt"], attempt),
+            pc.equal(stored["writer"], writer),
+        )
+        rows = stored.filter(pc.and_(pc.and_(*mine[:2]), mine[2])).sort_by("seq")
+        who = framed(run) + numbers(attempt, writer)
+        head = meta["genesis"]
+        if meta["first_seq"] == 1:
+            assert head == hashlib.sha256(b"reward ledger genesis 1" + who).hexdigest()
+        for first, count, time, recorded in commits:
+            part = rows.slice(first - meta["first_seq"], count)
+            columns = {
+                name: (
+                    part[name].cast(pa.int64()).to_pylist() if name == "time" else part[name].to_pylist(),
+                    field.type,
+                )
+                for name, field in zip(part.schema.names, part.schema, strict=True)
+                if name not in PLACE
+            }
+            columns["time"] = (columns["time"][0], pa.int64())
+            preamble = bytes.fromhex(head) + who + numbers(first, count, time)
+            head = hashlib.sha256(b"reward ledger commit 2" + preamble + slow_columns(columns)).hexdigest()
+            assert head == recorded
+        heads[f"{run}/{attempt}/{writer}"] = head
+    with closing(database(root / "ledger.db")) as ledger:
+        columns = "seq, run_id, attempt, writer, step, at_step, time, kind, payload, hash"
+        head = hashlib.sha256(b"reward ledger genesis 1events").hexdigest()
+        for *fields, recorded in ledger.execute(f"SELECT {columns} FROM events ORDER BY seq"):
+            coded = [
+                b"n" if value is None else numbers(value) if isinstance(value, int) else framed(value)
+                for value in fields
+            ]
+            head = hashlib.sha256(b"reward ledger event 1" + bytes.fromhex(head) + b"".join(coded)).hexdigest()
+            assert head == recorded
+    return heads | {"events": head}
+
+
+def test_another_program_recomputes_every_head_from_the_open_tables(root):
+    heads = recomputed_heads(root)
+    assert sorted(heads) == ["dpo/1/0", "events", "grpo/1/0", "grpo/2/0", "grpo/2/1"]
+    whole = b"".join(framed(name) + framed(heads[name]) for name in sorted(heads))
+    with Ledger.open(root) as ledger:
+        assert hashlib.sha256(whole).hexdigest() == ledger.head()
+
+
+def test_another_program_recomputes_the_hash_of_every_text(root):
+    sessions, texts = (deltalake.DeltaTable(root / name).to_pyarrow_table() for name in ("sessions", "texts"))
+    recorded = {(row["chain"], row["seq"]): row for row in sessions.to_pylist()}
+    checked = 0
+    for row in texts.to_pylist():
+        for name in ("prompt", "response", "rejected"):
+            if row[name] is not None:
+                salted = framed(row[f"{name}_salt"]) + framed(name) + row[name].encode()
+                expected = hashlib.sha256(b"reward ledger text 1" + salted).digest()
+                assert recorded[row["chain"], row["seq"]][f"{name}_hash"] == expected
+                checked += 1
+    assert checked > 100
