@@ -11,6 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ SCHEMAS = {SESSIONS: sealed_schema, TEXTS: texts_schema}
 _CHECKPOINT_EVERY = 50  # log entries: opening a table reads those since the last checkpoint
 _STATISTICS = ("run_id", "attempt", "writer", "seq", "chain", "step")
 _ROW_GROUP = 131_072
+_FILE_ROWS = 2 * _ROW_GROUP
 _LEVEL = 3
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # in messages of the deltalake package
 _WHOLE = b"PAR1"  # what a Parquet file ends with
@@ -108,7 +110,7 @@ class Body:
 
         with self._said():
             table = self._writable()
-            self._commit(table, [self._write(rows)], [Transaction(_app(chain), up_to)])
+            self._commit(table, self._write_all(rows), [Transaction(_app(chain), up_to)])
 
     def replace(self, old: Sequence[Part], rows: Iterable[pa.Table], *, same_rows: bool) -> None:
         """Puts new files in the place of old ones, in one step.
@@ -194,6 +196,14 @@ class Body:
             sync_folder(self.root.parent)
         self._table.update_incremental()
         return self._table
+
+    def _write_all(self, rows: pa.Table) -> list[Any]:
+        """Files of moderate size, several at a time: writing one keeps one core busy."""
+        pieces = [rows.slice(start, _FILE_ROWS) for start in range(0, rows.num_rows, _FILE_ROWS)]
+        if len(pieces) == 1:
+            return [self._write(rows)]
+        with ThreadPoolExecutor(min(len(pieces), os.cpu_count() or 1)) as pool:
+            return list(pool.map(self._write, pieces))
 
     def _write(self, rows: pa.Table, changes: bool = True) -> Any:
         """One Parquet file, synced; not yet part of the table."""
