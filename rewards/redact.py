@@ -22,7 +22,7 @@ from rewards.catalog import DATABASE, Chain, read_chains, read_lineage, upgrade
 from rewards.errors import LedgerError
 from rewards.heads import complete
 from rewards.hot import HotRows, hot_rows, is_first_version, replace_texts, with_hashes
-from rewards.schema import TEXT_COLUMNS
+from rewards.schema import TEXT_COLUMNS, texts_schema
 from rewards.sealed import SESSIONS, TEXTS, Body, Part, read_parts, sync_file
 from rewards.sqlite import connect_writable, snapshot, sync_folder, transaction, translated
 
@@ -145,8 +145,9 @@ def _on_record(root: Path, row: Row) -> dict[str, dict[str, Any]]:
         stored = events.read(ledger, row.run_id, ["text_redacted"])
     for event in stored:
         content = event.content()
-        if (content["attempt"], content["writer"], content["seq"]) == (row.attempt, row.writer, row.seq):
-            found |= {name: event.shown() for name in content["columns"]}
+        named = content.get("columns")
+        if [content.get(k) for k in ("attempt", "writer", "seq")] == [row.attempt, row.writer, row.seq]:
+            found |= {str(name): event.shown() for name in (named if isinstance(named, list) else ())}
     return found
 
 
@@ -177,49 +178,51 @@ def _redact_hot(chain: Chain, seq: int, columns: Sequence[str]) -> None:
 
 def _without(texts: pa.RecordBatch, place: int, columns: Sequence[str]) -> pa.RecordBatch:
     """The batch with a row's texts and their salts null."""
-    gone = pa.array(np.arange(texts.num_rows) == place)
-    return pa.RecordBatch.from_arrays(
-        [_nulled(texts.column(name), name, gone, columns) for name in texts.schema.names], schema=texts.schema
-    )
+    gone = np.arange(texts.num_rows) == place
+    arrays = [_nulled(texts.column(name), name, gone, columns) for name in texts.schema.names]
+    return pa.RecordBatch.from_arrays(arrays, schema=texts.schema)
 
 
-def _nulled(column: Any, name: str, gone: Any, columns: Sequence[str]) -> Any:
+def _nulled(column: Any, name: str, gone: np.ndarray[Any, Any], columns: Sequence[str]) -> Any:
     if name.removesuffix("_salt") not in columns:
         return column
-    return pc.if_else(gone, pa.scalar(None, column.type), column)
+    # Not if_else: it keeps the bytes of what it makes null.
+    return column.take(pa.array(np.arange(len(column)), mask=gone))
 
 
 def _redact_sealed(root: Path, chain: Chain, seq: int, columns: Sequence[str]) -> None:
-    """Takes the texts out of the table, and deletes the files that hold them and are of no use any more."""
+    """Takes the texts out of the table, and out of files beside it, which are deleted where nothing needs them."""
     body = Body(root, TEXTS)
     for part in _parts(root, TEXTS, chain):
-        if any(batch.num_rows for batch in read_parts([part], ["seq"], _is_row(chain, seq))):
+        if _holds(part.path, chain, seq):
             body.replace([part], [_file_without(part.path, chain, seq, columns)], same_rows=False)
     seal.vacuum(root)
-    for path in _spared(root):
-        _rewrite(path, _file_without(path, chain, seq, columns))
+    listed = {part.path for part in Body(root, TEXTS).parts()}
+    for path in sorted((root / TEXTS).glob("*.parquet")):  # what is left may hold the last of some row
+        if path not in listed and _holds(path, chain, seq):
+            new = path.with_name(f"new-{path.name}")
+            _write(_file_without(path, chain, seq, columns), new)
+            os.replace(new, path)
+            sync_folder(path.parent)
+
+
+def _batches(path: Path, columns: Sequence[str], keep: pc.Expression | None = None) -> Iterator[pa.RecordBatch]:
+    return read_parts([Part(path, 0, 0, None, None, None)], columns, keep)
+
+
+def _holds(path: Path, chain: Chain, seq: int) -> bool:
+    return any(batch.num_rows for batch in _batches(path, ["seq"], _is_row(chain, seq)))
 
 
 def _file_without(path: Path, chain: Chain, seq: int, columns: Sequence[str]) -> pa.Table:
+    schema = texts_schema()
+    table = pa.Table.from_batches(list(_batches(path, schema.names)), schema)
+    gone = pc.and_(pc.equal(table["chain"], chain.number), pc.equal(table["seq"], seq)).to_numpy()
+    return pa.Table.from_arrays([_nulled(table[name], name, gone, columns) for name in schema.names], schema=schema)
+
+
+def _write(table: pa.Table, path: Path) -> None:
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path, partitioning=None)
-    gone = pc.and_(pc.equal(table["chain"], chain.number), pc.equal(table["seq"], seq))
-    arrays = [_nulled(table[name], name, gone, columns) for name in table.schema.names]
-    return pa.Table.from_arrays(arrays, schema=table.schema)
-
-
-def _spared(root: Path) -> Iterator[Path]:
-    """Files beside the table that may hold the last of some row, and stay."""
-    listed = {part.path for part in Body(root, TEXTS).parts()}
-    return (path for path in (root / TEXTS).glob("*.parquet") if path not in listed)
-
-
-def _rewrite(path: Path, table: pa.Table) -> None:
-    import pyarrow.parquet as pq
-
-    new = path.with_suffix(".new")
-    pq.write_table(table, new, compression="zstd", write_page_checksum=True)
-    sync_file(new)
-    os.replace(new, path)
-    sync_folder(path.parent)
+    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+    sync_file(path)
