@@ -1,9 +1,11 @@
 """Asks a ledger one query in a process of its own: `python ask.py LEDGER QUERY`; prints what it took as JSON."""
 
 import json
+import re
 import resource
 import sys
 import time
+from pathlib import Path
 
 QUERIES = {
     "per 100-session bin": "SELECT (session - 1) // 100 AS bin, avg(adjusted_reward), var_samp(adjusted_reward) "
@@ -28,16 +30,23 @@ def main() -> None:
         connected = time.perf_counter()
         answer = connection.sql(QUERIES[sys.argv[2]]).to_arrow_table()
         answered = time.perf_counter()
-    unit = 1 if sys.platform == "darwin" else 1024
     result = {
         "import_s": imported - began,
         "connect_s": connected - imported,
         "query_s": answered - connected,
-        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        "peak_bytes": _peak_bytes(),
         "rows": answer.num_rows,
         "first": [str(value) for value in answer.slice(0, 1).to_pylist()[0].values()],
     }
     print(json.dumps(result))
+
+
+def _peak_bytes() -> int:
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would count what the parent had when it started this process
+        (kilobytes,) = re.findall(r"VmHWM:\s+(\d+) kB", status.read_text())
+        return 1024 * int(kilobytes)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ class Figure:
     at_most: bool = True
     note: str = ""
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "value", float(self.value))  # numpy's numbers are no JSON
+
     @property
     def holds(self) -> bool | None:
         """Whether the limit is kept; None where there is none."""
