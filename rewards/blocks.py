@@ -12,7 +12,7 @@ from rewards.catalog import Chain
 from rewards.lineage import Lineage
 from rewards.sqlite import snapshot, translated
 
-_FIELDS = ("first_seq", "count", "sessions", "step")
+FIELDS = ("first_seq", "count", "sessions", "step")
 _SEQ_BITS = 36  # chain and seq in one whole number: 68 thousand million rows a chain
 
 
@@ -26,8 +26,8 @@ class ChainBlocks:
 
 def chain_blocks(chain: Chain, tail: sqlite3.Connection) -> ChainBlocks:
     """All blocks of a chain."""
-    rows = tail.execute(f"SELECT {', '.join(_FIELDS)} FROM blocks ORDER BY first_seq").fetchall()
-    return ChainBlocks(chain, np.array(rows, dtype=np.int64).reshape(-1, len(_FIELDS)))
+    rows = tail.execute(f"SELECT {', '.join(FIELDS)} FROM blocks ORDER BY first_seq").fetchall()
+    return ChainBlocks(chain, np.array(rows, dtype=np.int64).reshape(-1, len(FIELDS)))
 
 
 def read_all(chains: Iterable[Chain]) -> list[ChainBlocks]:
@@ -73,7 +73,7 @@ def number(lineage: Lineage, found: list[ChainBlocks]) -> Blocks:
     """Which blocks count, and how many sessions of their run come before them, by (step, writer, attempt, seq)."""
     found = sorted(found, key=lambda blocks: blocks.chain.number)
     lengths = [len(blocks.table) for blocks in found]
-    table = np.concatenate([np.empty((0, len(_FIELDS)), np.int64), *(blocks.table for blocks in found)])
+    table = np.concatenate([np.empty((0, len(FIELDS)), np.int64), *(blocks.table for blocks in found)])
     first_seq, count, sessions, step = table.T
 
     def spread(values: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:

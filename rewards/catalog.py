@@ -64,7 +64,7 @@ def create(root: Path) -> None:
         if others and not (root / DATABASE).exists():  # in this order: another process may be creating the ledger
             raise LedgerError(f"{root}: holds other files and no ledger; give an empty or a new folder")
     path = root / DATABASE
-    with translated(path, "create a ledger"), closing(connect_writable(path)) as connection:
+    with translated(path, "create a ledger"), closing(connect_writable(path, create=True)) as connection:
         if not _has_events(connection):
             if connection.execute("SELECT 1 FROM sqlite_master").fetchone():
                 raise LedgerError(f"{path}: is a database of something else; give an empty or a new folder")

@@ -121,7 +121,7 @@ class TailWriter:
         _check_leftover(path)
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
-        self._connection = connect_writable(path, page_size=_PAGE)
+        self._connection = connect_writable(path, page_size=_PAGE, create=True)
         meta = {key: json.dumps(value) for key, value in asdict(identity).items()}
         with transaction(self._connection, path):
             self._connection.execute(f"PRAGMA application_id={APPLICATION_ID}")

@@ -102,14 +102,19 @@ class Ledger:
         self._writers = [w for w in self._writers if not w.closed] + [opened]
         return opened
 
-    def sessions(self, run_id: str, live: bool = True, texts: bool = False) -> pa.Table:
+    def sessions(
+        self, run_id: str, live: bool = True, texts: bool = False, *, damaged: list[str] | None = None
+    ) -> pa.Table:
         """The sessions of a run, as of now: train rows by (step, writer, seq), then the eval rows.
 
         The column `session` numbers the live train rows from 1 and is null elsewhere. texts: with `prompt`,
         `response`, `rejected`. live=False: superseded rows too, and a column `live`.
-        Raises: LedgerError for an unknown run.
+        damaged: an empty list, to get what a damaged ledger still has of the run: files and commits that cannot be read
+        are left out, and a line about each is added to the list. The others keep their numbers.
+        Raises: LedgerError for an unknown run; without `damaged`, naming the file, when anything of the run is damaged
+        or missing.
         """
-        return view.session_table(self.path, run_id, live, texts)
+        return view.session_table(self.path, run_id, live, texts, damaged)
 
     def events(self, run_id: str | None = None, kind: str | None = None, live: bool = True) -> list[dict[str, Any]]:
         """Events in the order of their commits: run_id, attempt, seq, step, time (ISO, UTC), kind, payload.
@@ -163,7 +168,8 @@ class Ledger:
         """A DuckDB connection with views of the ledger as of now.
 
         `live` (the sessions that count, with `session`), `sessions` (superseded ones too, with `live`), `texts`,
-        `events`, `attempts`, `blocks`, `runs`. The caller closes it.
+        `events`, `attempts`, `blocks`, `runs`. The caller closes it. A file that is deleted under it (`seal` does that
+        with files that it has put together) ends it with an error of DuckDB's: connect again.
         """
         return reading.retried(lambda: query.connect(self.path))
 

@@ -8,6 +8,8 @@ import pyarrow as pa
 from rewards import events
 from rewards.blocks import as_table
 from rewards.catalog import DATABASE
+from rewards.errors import LedgerError
+from rewards.parts import SESSIONS, read_parts
 from rewards.reading import Look, look
 from rewards.schema import BY_NAME, COLUMNS, TEXT_COLUMNS
 from rewards.seal import attempt_table
@@ -33,19 +35,48 @@ def connect(root: Path) -> "duckdb.DuckDBPyConnection":
     import duckdb
 
     seen = look(root, lambda lineage: lambda chain: True, texts=True)
+    _check_complete(root, seen)
     connection = duckdb.connect()
-    connection.execute("SET TimeZone = 'UTC'")
-    connection.register("hot_sessions", seen.hot)
-    connection.register("hot_texts", seen.hot_texts)
-    _stored(connection, "stored_sessions", seen.sessions, seen.hot, "hot_sessions")
-    _stored(connection, "stored_texts", seen.texts, seen.hot_texts, "hot_texts")
-    for name, table in _small_tables(root, seen).items():
-        connection.register(f"{name}_now", table)
-        connection.execute(f"CREATE TABLE {name} AS SELECT * FROM {name}_now")
-        connection.unregister(f"{name}_now")
-    for name, query in _VIEWS.items():
-        connection.execute(f"CREATE VIEW {name} AS {query}")
+    try:
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.register("hot_sessions", seen.hot)
+        connection.register("hot_texts", seen.hot_texts)
+        _stored(connection, "stored_sessions", seen.sessions, seen.hot, "hot_sessions")
+        _stored(connection, "stored_texts", seen.texts, seen.hot_texts, "hot_texts")
+        for name, table in _small_tables(root, seen).items():
+            connection.register(f"{name}_now", table)
+            connection.execute(f"CREATE TABLE {name} AS SELECT * FROM {name}_now")
+            connection.unregister(f"{name}_now")
+        for name, query in _VIEWS.items():
+            connection.execute(f"CREATE VIEW {name} AS {query}")
+    except duckdb.Error as error:
+        connection.close()
+        check_files(seen.sessions)
+        check_files(seen.texts)
+        raise LedgerError(f"{root}: {' '.join(str(error).split())}; run verify") from error
+    except BaseException:
+        connection.close()
+        raise
     return connection
+
+
+def _check_complete(root: Path, seen: Look) -> None:
+    """Raises LedgerError when the files that the log names hold fewer rows than were committed."""
+    stored = sum(part.rows for part in seen.sessions.parts()) + seen.hot.num_rows
+    wanted = int(seen.blocks.count.sum())
+    if stored < wanted:
+        damage = f"; {seen.sessions.damage}" if seen.sessions.damage else ""
+        raise LedgerError(
+            f"{root / SESSIONS}: holds {wanted - stored:,} rows less than were committed{damage}; run verify, restore "
+            "the ledger from a copy, or read what is left with `rewards export --salvage`"
+        )
+
+
+def check_files(body: Body) -> None:
+    """Raises LedgerError for a file that cannot be read, FileNotFoundError for one that is missing."""
+    for part in body.parts():
+        for _ in read_parts([part], ["chain", "seq"]):
+            pass
 
 
 def _stored(connection: "duckdb.DuckDBPyConnection", name: str, body: Body, hot: pa.Table, hot_name: str) -> None:

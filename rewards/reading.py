@@ -7,19 +7,21 @@ its copy from the tail is left out.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from rewards import salvage
 from rewards.blocks import Blocks, ChainBlocks, chain_blocks, number
 from rewards.catalog import DATABASE, Chain, read_chains, read_lineage
 from rewards.errors import LedgerError
 from rewards.hot import HotRows, hot_rows
 from rewards.lineage import Lineage
+from rewards.parts import RESTORE, SESSIONS, TEXTS, Part, missing_file, read_parts
 from rewards.schema import sealed_schema, texts_schema
 from rewards.seal import sealed_rows, sealed_texts
-from rewards.sealed import SESSIONS, TEXTS, Body, Part, read_parts
+from rewards.sealed import Body
 from rewards.sqlite import snapshot, translated
 
 _TRIES = 5
@@ -46,7 +48,8 @@ class Look:
     def sealed(self, columns: list[str], run_id: str | None, damaged: list[str] | None = None) -> Iterator[pa.Table]:
         """The sealed rows of the chains, file by file.
 
-        damaged: where given, files that cannot be read are left out and said there.
+        damaged: where given, files that cannot be read are left out and said there. A row may come twice then: all
+        files of the folder are read, also those that were replaced.
         Raises: LedgerError naming the file; FileNotFoundError where it is missing: the caller looks again.
         """
         yield from self._read(self.sessions, columns, run_id, damaged)
@@ -79,8 +82,16 @@ def _may_hold(part: Part, numbers: list[int]) -> bool:
     return part.chains is None or any(part.chains[0] <= number <= part.chains[1] for number in numbers)
 
 
-def look(root: Path, wanted: Callable[[Lineage], Callable[[Chain], bool]], texts: bool) -> Look:
-    """Looks at the chains that `wanted(lineage)` selects."""
+def look(
+    root: Path,
+    wanted: Callable[[Lineage], Callable[[Chain], bool]],
+    texts: bool,
+    damaged: list[str] | None = None,
+) -> Look:
+    """Looks at the chains that `wanted(lineage)` selects.
+
+    damaged: where given, what cannot be read is left out and said there.
+    """
     with snapshot(root / DATABASE) as ledger:
         lineage = read_lineage(ledger)
         select = wanted(lineage)
@@ -88,10 +99,10 @@ def look(root: Path, wanted: Callable[[Lineage], Callable[[Chain], bool]], texts
     found: list[ChainBlocks] = []
     waiting: list[tuple[Chain, HotRows]] = []
     for chain in chains:
-        with translated(chain.path, "read"), snapshot(chain.path) as tail:
-            found.append(chain_blocks(chain, tail))
-            waiting += [(chain, hot) for hot in hot_rows(tail, texts=texts)]
-    sessions, text_body = Body(root, SESSIONS), Body(root, TEXTS)
+        blocks, hot_of_chain = _read_tail(root, chain, texts, damaged)
+        found.append(blocks)
+        waiting += [(chain, hot) for hot in hot_of_chain]
+    sessions, text_body = Body(root, SESSIONS, damaged), Body(root, TEXTS, damaged)
     limits = {
         chain.number: (sessions.sealed_up_to(chain.number), text_body.sealed_up_to(chain.number)) for chain in chains
     }
@@ -113,6 +124,13 @@ def look(root: Path, wanted: Callable[[Lineage], Callable[[Chain], bool]], texts
     )
 
 
+def _read_tail(root: Path, chain: Chain, texts: bool, damaged: list[str] | None) -> tuple[ChainBlocks, list[HotRows]]:
+    if damaged is not None:
+        return salvage.read_tail(root, chain, texts, damaged)
+    with translated(chain.path, "read"), snapshot(chain.path) as tail:
+        return chain_blocks(chain, tail), list(hot_rows(tail, texts=texts))
+
+
 def retried(read: Callable[[], Result]) -> Result:
     """Runs `read` again where a file vanished under it: files were put together and the old ones deleted.
 
@@ -126,12 +144,4 @@ def retried(read: Callable[[], Result]) -> Result:
     try:
         return read()
     except FileNotFoundError as error:
-        raise LedgerError(
-            f"{missing_file(error)}: the file is missing; restore it from a copy of the ledger, or read what is left "
-            "with `rewards export --salvage`"
-        ) from error
-
-
-def missing_file(error: FileNotFoundError) -> Any:
-    """The file an error speaks of; arrow says it in its text only."""
-    return error.filename or str(error).splitlines()[0].split("'")[-2] if "'" in str(error) else error
+        raise LedgerError(f"{missing_file(error)}: the file is missing; {RESTORE}") from error

@@ -17,13 +17,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rewards import events, hot_v1, notes, seal
+from rewards import compaction, events, hot_v1, notes, seal
 from rewards.catalog import DATABASE, Chain, read_chains, read_lineage, upgrade
 from rewards.errors import LedgerError
 from rewards.heads import complete
 from rewards.hot import HotRows, hot_rows, is_first_version, replace_texts, with_hashes
+from rewards.parts import SESSIONS, TEXTS, Part, read_parts
 from rewards.schema import TEXT_COLUMNS, texts_schema
-from rewards.sealed import SESSIONS, TEXTS, Body, Part, read_parts, sync_file
+from rewards.sealed import Body, sync_file
 from rewards.sqlite import connect_writable, snapshot, sync_folder, transaction, translated
 
 _PATIENCE_SECONDS = 30.0
@@ -196,7 +197,7 @@ def _redact_sealed(root: Path, chain: Chain, seq: int, columns: Sequence[str]) -
     for part in _parts(root, TEXTS, chain):
         if _holds(part.path, chain, seq):
             body.replace([part], [_file_without(part.path, chain, seq, columns)], same_rows=False)
-    seal.vacuum(root)
+    compaction.vacuum(root)
     listed = {part.path for part in Body(root, TEXTS).parts()}
     for path in sorted((root / TEXTS).glob("*.parquet")):  # what is left may hold the last of some row
         if path not in listed and _holds(path, chain, seq):

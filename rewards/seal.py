@@ -1,15 +1,14 @@
-"""Sealing: rows move from the hot tails into the Delta tables; small files become large ones; other engines' tables.
+"""Sealing: rows move from the hot tails into the Delta tables, and what other engines need beside them.
 
 One process at a time does any of this in a ledger: a lock on a file, which the system lets go when a process dies.
 """
 
 import fcntl
 import os
-import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,20 +21,19 @@ from rewards.delta_log import set_aside
 from rewards.errors import LedgerError
 from rewards.filesystem import check_local
 from rewards.heads import complete
-from rewards.hot import HotRows, drop_rows, hot_rows, is_first_version, with_hashes
+from rewards.hot import HotRows, drop_rows, hot_rows, with_hashes
 from rewards.lineage import Lineage
+from rewards.parts import SESSIONS, TEXTS
 from rewards.schema import BY_NAME, TEXT_FIELDS, sealed_schema, texts_schema
-from rewards.sealed import SESSIONS, TEXTS, Body, Keys, Part, read_parts
+from rewards.sealed import Body
 from rewards.sqlite import connect_writable, snapshot, transaction, translated
 from rewards.values import full_components
 
 LOCK = "seal.lock"
-TABLES = (SESSIONS, TEXTS, "attempts", "blocks")
+DERIVED = ("attempts", "blocks")  # written anew at each seal, for other engines
+TABLES = (SESSIONS, TEXTS, *DERIVED)
 _ROWS_A_SEAL = 500_000  # held in memory at once
-_SMALL_ROWS, _LARGE_ROWS = 250_000, 1_000_000
-_FEW_FILES = 8
 _PATIENCE_SECONDS = 300.0
-
 
 _HELD: set[int] = set()  # handles of locks
 
@@ -86,6 +84,13 @@ def recover(root: Path) -> None:
     for name in TABLES:
         for said in set_aside(root / name):
             print(f"warning: {said}", file=sys.stderr)
+    for name in DERIVED:
+        try:
+            Body(root, name)
+        except LedgerError as error:
+            aside = root / f"{name}.damaged-{time.time_ns()}"
+            (root / name).rename(aside)
+            print(f"warning: {error}; the folder is now {aside.name}, and written anew", file=sys.stderr)
 
 
 def seal_chains(root: Path, wanted: Callable[[Chain], bool], *, always_publish: bool = False) -> int:
@@ -230,76 +235,3 @@ def publish(root: Path, lineage: Lineage, chains: list[Chain]) -> None:
     """Writes the tables `attempts` and `blocks` anew: with them any engine has the live view, as of this seal."""
     Body(root, "attempts").overwrite(attempt_table(lineage))
     Body(root, "blocks").overwrite(block_table(lineage, chains))
-
-
-# -- compaction ------------------------------------------------------------------------------------------------------
-
-
-def compact(root: Path) -> int:
-    """Puts many small files of a table together; returns how many were replaced. Under the lock of the caller."""
-    replaced = 0
-    for name in (SESSIONS, TEXTS):
-        body = Body(root, name)
-        for group in _groups([part for part in body.parts() if part.rows < _SMALL_ROWS]):
-            body.replace(group, [_merged(group)], same_rows=True)
-            replaced += len(group)
-    return replaced
-
-
-def _groups(small: list[Part]) -> Iterator[list[Part]]:
-    """Neighbours in the order of their rows, up to a large file's worth; a few small files stay."""
-    if len(small) < _FEW_FILES:
-        return
-    group: list[Part] = []
-    for part in sorted(small, key=lambda p: (p.chains or (0, 0), p.seqs or (0, 0))):
-        if group and sum(p.rows for p in group) + part.rows > _LARGE_ROWS:
-            if len(group) > 1:
-                yield group
-            group = []
-        group.append(part)
-    if len(group) > 1:
-        yield group
-
-
-def _merged(group: Iterable[Part]) -> pa.Table:
-    import pyarrow.parquet as pq
-
-    group = list(group)
-    columns = pq.read_schema(group[0].path).names
-    table = pa.Table.from_batches(list(read_parts(group, columns)))
-    return table.sort_by([("chain", "ascending"), ("seq", "ascending")])
-
-
-def vacuum(root: Path, keep_seconds: float = 0.0) -> int:
-    """Deletes files that no table needs, and whose rows are all in the tables or the tails; returns how many.
-
-    keep_seconds: those that went out of use later than that stay for readers of an older snapshot. A reader that
-    misses a file tries again on a new one; what it handed out, a connection for SQL, cannot.
-    """
-    rows = sum(Body(root, name).vacuum(keep_seconds, lambda: _hot_keys(root)) for name in (SESSIONS, TEXTS))
-    return rows + sum(Body(root, name).vacuum(keep_seconds) for name in ("attempts", "blocks"))
-
-
-def _hot_keys(root: Path) -> Keys:
-    """The rows that are in the tails, as far as those can be read."""
-    with snapshot(root / DATABASE) as ledger:
-        chains = read_chains(ledger, root, read_lineage(ledger))
-    found: list[Keys] = [np.zeros(0, np.int64)]
-    for chain in chains:
-        with suppress(LedgerError), snapshot(chain.path) as tail:
-            for hot in hot_rows(tail, texts=False):
-                found.append(place_keys(chain.number, hot.first_seq + np.arange(hot.rows.num_rows)))
-    return np.concatenate(found)
-
-
-def shrink_tail(path: Path) -> None:
-    """Gives the room of sealed rows back; harmless where the tail still has rows or readers."""
-    with translated(path, "shrink"), closing(connect_writable(path)) as tail:
-        if is_first_version(tail) or tail.execute("SELECT 1 FROM batches LIMIT 1").fetchone():
-            return
-        if tail.execute("PRAGMA freelist_count").fetchone()[0]:
-            try:
-                tail.execute("VACUUM")
-                tail.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-            except sqlite3.OperationalError:
-                return  # somebody reads: the room is used by the next rows, or given back by the next seal

@@ -13,25 +13,19 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rewards.blocks import place_keys
 from rewards.delta_log import COUNT, open_table
 from rewards.errors import LedgerError
-from rewards.schema import sealed_schema, texts_schema
+from rewards.parts import SCHEMAS, Keys, Part, part_of, spared
 from rewards.sqlite import sync_folder
 
 if TYPE_CHECKING:
     from deltalake import DeltaTable
-
-SESSIONS, TEXTS = "sessions", "texts"
-SCHEMAS = {SESSIONS: sealed_schema, TEXTS: texts_schema}
 
 _CHECKPOINT_EVERY = 50  # log entries: opening a table reads those since the last checkpoint
 _STATISTICS = ("run_id", "attempt", "writer", "seq", "chain", "step")
@@ -39,47 +33,32 @@ _ROW_GROUP = 131_072
 _FILE_ROWS = 2 * _ROW_GROUP
 _LEVEL = 3
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # in messages of the deltalake package
-_WHOLE = b"PAR1"  # what a Parquet file ends with
-
-Keys = np.ndarray[Any, np.dtype[np.int64]]  # of rows, as `place_keys` makes them
-
-
-@dataclass(frozen=True)
-class Part:
-    """One Parquet file of a table. rows, bytes: as the log says; keys: chain -> (first seq, last seq) where it says."""
-
-    path: Path
-    rows: int
-    bytes: int
-    run_ids: tuple[str, str] | None
-    chains: tuple[int, int] | None
-    seqs: tuple[int, int] | None
-
-    def may_hold(self, run_id: str | None) -> bool:
-        """Whether rows of a run can be in the file."""
-        return run_id is None or self.run_ids is None or self.run_ids[0] <= run_id <= self.run_ids[1]
-
-    def may_be_within(self, low: int, high: int) -> bool:
-        """Whether keys of rows from `low` to `high` can be in the file."""
-        if self.chains is None or self.seqs is None:
-            return True
-        return bool(place_keys(self.chains[0], 0) <= high and place_keys(self.chains[1] + 1, 0) > low)
 
 
 class Body:
     """One of the Delta tables, as of now."""
 
-    def __init__(self, root: Path, name: str) -> None:
+    def __init__(self, root: Path, name: str, damaged: list[str] | None = None) -> None:
         """Opens the table if there is one.
 
+        damaged: where given, the log is not relied on: `parts` are all files of the folder, the newest first, and what
+        is wrong with the log is said there.
         Raises: LedgerError naming the file when the log cannot be read.
         """
         self.root = root / name
         self.name = name
         self._table: DeltaTable | None = None
         self.damage: str | None = None  # a log entry that never came to be, and is passed over
+        self._unlisted = damaged is not None
         if (self.root / "_delta_log").is_dir():
-            self._table, self.damage = open_table(self.root)
+            try:
+                self._table, self.damage = open_table(self.root)
+            except LedgerError as error:
+                self.damage = str(error)
+                if damaged is None:
+                    raise
+        if damaged is not None and self.damage is not None:
+            damaged.append(self.damage)
 
     @property
     def exists(self) -> bool:
@@ -93,14 +72,19 @@ class Body:
 
     def sealed_up_to(self, chain: int) -> int:
         """The seq up to which a chain's rows are in the table; 0 where none is."""
-        return 0 if self._table is None else self._table.transaction_version(_app(chain)) or 0
+        if self._table is None or self._unlisted:
+            return 0
+        return self._table.transaction_version(_app(chain)) or 0
 
     def parts(self) -> list[Part]:
         """The files of the table."""
+        if self._unlisted:
+            newest_first = sorted(self.root.glob("*.parquet"), key=lambda path: -path.stat().st_mtime)
+            return [Part(path, 0, 0, None, None, None) for path in newest_first]
         if self._table is None:
             return []
         actions = pa.table(self._table.get_add_actions(flatten=True)).to_pylist()
-        return [_part(self.root, action) for action in actions]
+        return [part_of(self.root, action) for action in actions]
 
     # -- writing: under the lock of the caller -----------------------------------------------------------------------
 
@@ -156,7 +140,7 @@ class Body:
             newest = time.time() - keep_seconds
             gone = [p for p in self.root.glob("*.parquet") if p not in needed and p.stat().st_mtime <= newest]
             if gone and keys_elsewhere is not None:
-                gone = _spare(gone, parts, keys_elsewhere)
+                gone = spared(gone, parts, keys_elsewhere)
             for path in gone:
                 path.unlink()
             if gone:
@@ -302,76 +286,3 @@ def _stats(rows: pa.Table) -> dict[str, Any]:
             bounds = pc.min_max(rows[name]).as_py()
             low[name], high[name] = bounds["min"], bounds["max"]
     return {"numRecords": rows.num_rows, "minValues": low, "maxValues": high, "nullCount": {}}
-
-
-def _part(root: Path, action: dict[str, Any]) -> Part:
-    def bounds(name: str) -> Any:
-        low, high = action.get(f"min.{name}"), action.get(f"max.{name}")
-        return None if low is None or high is None else (low, high)
-
-    return Part(
-        root / action["path"],
-        action["num_records"],
-        action["size_bytes"],
-        bounds("run_id"),
-        bounds("chain"),
-        bounds("seq"),
-    )
-
-
-# -- reading ----------------------------------------------------------------------------------------------------------
-
-
-def read_parts(
-    parts: Sequence[Part], columns: Sequence[str], keep: pa.compute.Expression | None = None
-) -> Iterator[Any]:
-    """Record batches of files, in the files' order, only the rows that `keep` keeps.
-
-    Raises: LedgerError naming the file that is damaged; FileNotFoundError where one is missing: the caller may have an
-    old snapshot.
-    """
-    for part in parts:
-        yield from _read_file(part.path, columns, keep)
-
-
-def _read_file(path: Path, columns: Sequence[str], keep: pa.compute.Expression | None = None) -> Iterator[Any]:
-    import pyarrow.dataset as ds
-
-    checked = ds.ParquetFileFormat(
-        default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-    )
-    try:
-        schema = SCHEMAS.get(path.parent.name)  # another program may have written the values in a type of its own
-        source = ds.dataset(str(path), format=checked, schema=schema and schema())
-        yield from source.to_batches(columns=list(columns), filter=keep, use_threads=True)
-    except FileNotFoundError:
-        raise
-    except (pa.ArrowException, OSError) as error:
-        said = str(error).splitlines()[0].rpartition(str(path))[2].lstrip("': ")
-        said = "".join(c if c.isprintable() else "?" for c in said)
-        raise LedgerError(f"{path}: the file is damaged ({said}); restore it from a copy of the ledger") from error
-
-
-def _keys_of(path: Path) -> Keys:
-    batches = list(_read_file(path, ["chain", "seq"]))
-    return np.concatenate([np.zeros(0, np.int64), *(place_keys(b["chain"], b["seq"]) for b in batches)])
-
-
-def _spare(gone: list[Path], parts: list[Part], elsewhere: Callable[[], Keys]) -> list[Path]:
-    """Those of the files that may be deleted: each of their rows is in the table too, or elsewhere."""
-    free, held = [], {}
-    for path in gone:
-        try:
-            held[path] = _keys_of(path)
-        except LedgerError:
-            with open(path, "rb") as file:
-                ends = file.read()[-len(_WHOLE) :]
-            free += [] if ends == _WHOLE else [path]  # its writing was interrupted: it never was part of a table
-    low = min((keys.min() for keys in held.values() if len(keys)), default=0)
-    high = max((keys.max() for keys in held.values() if len(keys)), default=0)
-    known = np.concatenate([np.zeros(0, np.int64), *(_keys_of(p.path) for p in parts if p.may_be_within(low, high))])
-    lost = {path: keys[~np.isin(keys, known)] for path, keys in held.items()}
-    if any(len(keys) for keys in lost.values()):
-        known = elsewhere()
-        lost = {path: keys[~np.isin(keys, known)] for path, keys in lost.items()}
-    return free + [path for path, keys in lost.items() if not len(keys)]

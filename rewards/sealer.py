@@ -4,7 +4,7 @@ import sys
 import threading
 from pathlib import Path
 
-from rewards import seal
+from rewards import compaction, seal
 from rewards.catalog import DATABASE, TAILS, Chain, read_chains, read_lineage, upgrade
 from rewards.errors import LedgerError
 from rewards.sqlite import snapshot
@@ -55,10 +55,10 @@ class Sealer:
                 seal.recover(self._root)
                 seal.seal_chains(self._root, self._is_mine)
                 if last:
-                    seal.compact(self._root)
-                    seal.vacuum(self._root, _KEEP_SECONDS)
+                    compaction.compact(self._root)
+                    compaction.vacuum(self._root, _KEEP_SECONDS)
                     for path in (self._root / TAILS).glob(f"{self._place[0]:06d}-{self._place[1]:03d}.db"):
-                        seal.shrink_tail(path)
+                        compaction.shrink_tail(path)
         except Exception as error:  # of whatever kind: training goes on without it
             if not self._failed:
                 said = error if isinstance(error, LedgerError) else f"{type(error).__name__}: {error}"
@@ -78,10 +78,10 @@ def seal_all(root: Path, vacuum: bool = True) -> dict[str, int]:
         seal.recover(root)
         upgrade(root)
         moved = seal.seal_chains(root, lambda chain: True, always_publish=True)
-        replaced = seal.compact(root)
-        deleted = seal.vacuum(root) if vacuum else 0
+        replaced = compaction.compact(root)
+        deleted = compaction.vacuum(root) if vacuum else 0
         with snapshot(root / DATABASE) as ledger:
             chains = read_chains(ledger, root, read_lineage(ledger))
         for chain in chains:
-            seal.shrink_tail(chain.path)
+            compaction.shrink_tail(chain.path)
     return {"rows": moved, "compacted": replaced, "deleted": deleted}

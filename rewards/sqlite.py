@@ -18,10 +18,19 @@ _WAL_BYTES = 16_000_000  # the log is folded into the file when it has grown to 
 _PATIENCE_SECONDS = 180.0  # ours, per transaction: somebody left a transaction open in a shell
 
 
-def connect_writable(path: Path, page_size: int | None = None) -> sqlite3.Connection:
-    """A connection whose commits survive power loss. Transactions are begun by hand. page_size: of a new file."""
+def connect_writable(path: Path, page_size: int | None = None, create: bool = False) -> sqlite3.Connection:
+    """A connection whose commits survive power loss. Transactions are begun by hand.
+
+    create: makes the file where it is missing; else that is an error: a lost file must not pass for an empty one.
+    page_size: of a new file.
+    """
     connection = sqlite3.connect(
-        path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+        f"{_location(path)}?mode={'rwc' if create else 'rw'}",
+        uri=True,
+        timeout=_BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
     )
     try:
         if page_size is not None:
@@ -36,14 +45,17 @@ def connect_writable(path: Path, page_size: int | None = None) -> sqlite3.Connec
     return connection
 
 
+def _location(path: Path) -> str:
+    return f"file:{quote(str(path.absolute()))}"
+
+
 def _connect_readonly(path: Path) -> sqlite3.Connection:
-    location = f"file:{quote(str(path.absolute()))}"
     wal = path.with_name(path.name + "-wal")
     # Reading a WAL database writes to its -shm file. Where nothing can be written and no WAL waits, the file is all.
     settled = not os.access(path.parent, os.W_OK) and not (wal.exists() and wal.stat().st_size)
     mode = "mode=ro&immutable=1" if settled else "mode=ro"
     return sqlite3.connect(
-        f"{location}?{mode}", uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        f"{_location(path)}?{mode}", uri=True, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False
     )
 
 
@@ -114,7 +126,7 @@ def _reason(error: Exception, path: Path) -> str:
         return "the file is missing; restore it from a copy of the ledger"
     if code == sqlite3.SQLITE_NOTADB:
         return "it is no SQLite database; is this the folder of a ledger?"
-    if code == sqlite3.SQLITE_CORRUPT:
+    if code == sqlite3.SQLITE_CORRUPT or str(error).startswith(("no such table", "no such column")):
         return f"the file is damaged ({error}); restore it from a copy of the ledger"
     if code == sqlite3.SQLITE_FULL:
         return f"{error}; free some space"

@@ -10,8 +10,9 @@ from rewards.chain import EVENTS_CHAIN, EVENTS_GENESIS, ledger_head
 from rewards.errors import LedgerError
 from rewards.hot import holds_rows
 from rewards.lineage import Lineage
+from rewards.parts import SESSIONS, TEXTS
 from rewards.reading import retried
-from rewards.sealed import SESSIONS, TEXTS, Body
+from rewards.sealed import Body
 from rewards.sqlite import snapshot
 from rewards.verify_chain import Surroundings, Tail, check_chain, read_tail, unsound
 from rewards.verify_files import Shelf

@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rewards.errors import LedgerError
-from rewards.sealed import SCHEMAS, Body, Part, read_parts
+from rewards.parts import SCHEMAS, Part, read_parts
+from rewards.sealed import Body
 
 
 @dataclass(frozen=True)

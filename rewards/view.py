@@ -29,7 +29,7 @@ def session_table(root: Path, run_id: str, live: bool, texts: bool, damaged: lis
         limits = lineage.live(run_id)
         return lambda chain: chain.identity.run_id == run_id and (not live or chain.attempt.id in limits)
 
-    return retried(lambda: _session_table(look(root, wanted, texts), run_id, live, texts, damaged))
+    return retried(lambda: _session_table(look(root, wanted, texts, damaged), run_id, live, texts, damaged))
 
 
 def _session_table(seen: Look, run_id: str, live: bool, texts: bool, damaged: list[str] | None) -> pa.Table:
@@ -38,8 +38,12 @@ def _session_table(seen: Look, run_id: str, live: bool, texts: bool, damaged: li
     table = pa.concat_tables([*seen.sealed(names, run_id, damaged), seen.hot.select(names)]).combine_chunks()
     blocks = seen.blocks
     where, known = blocks.find(table["block"].to_numpy())
-    if damaged is None:
-        _check_complete(seen, where[known])
+    if damaged is not None:
+        known &= _first_of_its_key(table)
+    incomplete = _incomplete(seen, where[known])
+    if incomplete and damaged is None:
+        raise LedgerError(incomplete[0])
+    (damaged or []).extend(incomplete)
     keep = known & blocks.live[where] if live else known  # unknown: committed and sealed after we looked at the tail
     table, where = table.take(pa.array(np.flatnonzero(keep))), where[keep]
     counts = blocks.live[where]
@@ -59,23 +63,32 @@ def _session_table(seen: Look, run_id: str, live: bool, texts: bool, damaged: li
     return table.cast(pa.schema([*arrow_schema(texts), *list(table.schema)[len(arrow_schema(texts)) :]]))
 
 
-def _check_complete(seen: Look, where: np.ndarray[Any, Any]) -> None:
-    """Every row of every block is there, once.
+def _first_of_its_key(table: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Whether no row with the same place in the same chain comes before."""
+    _, first = np.unique(place_keys(table["chain"].to_numpy(), table["seq"].to_numpy()), return_index=True)
+    is_first = np.zeros(table.num_rows, np.bool_)
+    is_first[first] = True
+    return is_first
 
-    Raises: LedgerError naming the rows: an edited or half restored ledger must not pass for a shorter one.
-    """
+
+def _incomplete(seen: Look, where: np.ndarray[Any, Any]) -> list[str]:
+    """For each chain what is missing of it, or there twice: a half restored ledger must not pass for a shorter one."""
     blocks = seen.blocks
     there = np.bincount(where, minlength=len(blocks.keys))
     wrong = np.flatnonzero(there != blocks.count)
-    if len(wrong):
-        first = int(wrong[0])
-        chain = next(c for c in seen.chains if c.number == blocks.chain[first])
-        raise LedgerError(
+    said = []
+    for number in np.unique(blocks.chain[wrong]):
+        chain = next(c for c in seen.chains if c.number == number)
+        mine = wrong[blocks.chain[wrong] == number]
+        first = int(mine[0])
+        damage = f"; {seen.sessions.damage}" if seen.sessions.damage else ""
+        said.append(
             f"run `{chain.identity.run_id}`, attempt {chain.identity.attempt}, writer {chain.identity.writer}: "
-            f"{there[first]} rows are stored of the {blocks.count[first]} of step {blocks.step[first]} (seq "
-            f"{blocks.first_seq[first]} on); run verify, restore the ledger from a copy, or read what is left with "
-            "`rewards export --salvage`"
+            f"{there[mine].sum():,} rows are stored of the {blocks.count[mine].sum():,} of {len(mine):,} commits, the "
+            f"first of step {blocks.step[first]} (seq {blocks.first_seq[first]} on){damage}; run verify, restore the "
+            "ledger from a copy, or read what is left with `rewards export --salvage`"
         )
+    return said
 
 
 def _texts_of(table: pa.Table, seen: Look, run_id: str, damaged: list[str] | None) -> dict[str, pa.Array]:
