@@ -22,7 +22,7 @@ from rewards.sqlite import snapshot, translated
 from rewards.values import has_type
 from rewards.verify_files import Shelf
 from rewards.verify_heads import History
-from rewards.verify_rows import Redacted, verify_rows
+from rewards.verify_rows import Finding, Redacted, verify_rows
 
 _TEXT_PARTS = [*((field.name, field.type) for field in TEXT_FIELDS), *((name, pa.binary()) for name in TEXT_HASHES)]
 _COLUMNS = {c.name: c for c in STORED if c.name != "seq"} | {n: Column(n, kind, "", "") for n, kind in _TEXT_PARTS}
@@ -113,13 +113,15 @@ def check_chain(tail: Tail, around: Surroundings, history: History) -> None:
     blocks = tail.blocks if wrong is None else tail.blocks[: wrong[0]]
     sound = {block.first_seq for block in blocks}
     hot = [rows for rows in tail.hot if rows.first_seq in sound]
+    finding = Finding(identity.genesis)
     try:
-        finding = verify_rows(chain, blocks, tail.timed, hot, around.shelves, around.redacted)
+        verify_rows(chain, blocks, tail.timed, hot, around.shelves, around.redacted, finding)
     except FileNotFoundError:
         raise
-    except (LedgerError, pa.ArrowException, OSError, TypeError, ValueError, OverflowError) as error:
-        history.problems.append(f"{where}: {error}")
-        return
+    except (LedgerError, pa.ArrowException, OSError, TypeError, ValueError, KeyError, OverflowError) as error:
+        after = len(finding.good)
+        finding.bad = blocks[after] if after < len(blocks) else None
+        finding.reason = str(error)
     for block in finding.good:
         known[block.last_seq] = str(block.head)
         history.commits.append((block.time, name, str(block.head)))

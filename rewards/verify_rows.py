@@ -45,9 +45,12 @@ def verify_rows(
     hot: list[HotRows],
     shelves: tuple[Shelf, Shelf],
     redacted: Redacted,
-) -> Finding:
-    """Recomputes the heads of a chain. timed: whether they cover the times of the commits."""
-    finding = Finding(chain.identity.genesis)
+    finding: Finding,
+) -> None:
+    """Recomputes the heads of a chain, into the finding. timed: whether they cover the times of the commits.
+
+    Raises: LedgerError when rows cannot be read: those of the block after the finding's last.
+    """
     sessions, texts = shelves
     sealed = sessions.body.sealed_up_to(chain.number)
     window_of = _Windows(chain, timed, _TextStream(_text_tables(chain, hot, texts)), redacted)
@@ -61,7 +64,8 @@ def verify_rows(
         window = table if waiting is None else pa.concat_tables([waiting, table])
         misplaced = _misplaced(window["seq"].to_numpy(), seq)
         if misplaced is not None:
-            return _fail(finding, _block_at(blocks, next_block, misplaced[0]), misplaced[1])
+            _fail(finding, _block_at(blocks, next_block, misplaced[0]), misplaced[1])
+            return
         end = next_block
         while end < len(blocks) and blocks[end].last_seq < seq + window.num_rows:
             end += 1
@@ -70,19 +74,17 @@ def verify_rows(
             continue
         rows = blocks[end - 1].last_seq - seq + 1
         if window_of.check(blocks[next_block:end], window.slice(0, rows).combine_chunks(), finding):
-            return finding
+            return
         waiting = window.slice(rows) if rows < window.num_rows else None
         next_block, seq = end, seq + rows
     if next_block < len(blocks):
         there = 0 if waiting is None else waiting.num_rows
         block = blocks[next_block]
-        return _fail(finding, block, f"{there} rows are stored where {block.count} were recorded")
-    return finding
+        _fail(finding, block, f"{there} rows are stored where {block.count} were recorded")
 
 
-def _fail(finding: Finding, block: Block | None, reason: str) -> Finding:
+def _fail(finding: Finding, block: Block | None, reason: str) -> None:
     finding.bad, finding.reason = block, reason
-    return finding
 
 
 def _block_at(blocks: list[Block], start: int, seq: int) -> Block | None:

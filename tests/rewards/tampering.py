@@ -9,6 +9,7 @@ import sqlite3
 import zlib
 from collections.abc import Callable
 from contextlib import closing
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,13 @@ def tail_of(root: Path, key: Key) -> str:
 
 def files_of(root: Path, table: str) -> list[Path]:
     """The Parquet files of a Delta table."""
-    if not (root / table / "_delta_log").exists():
-        return []
-    return [Path(uri.removeprefix("file://")) for uri in DeltaTable(root / table).file_uris()]
+    log = root / table / "_delta_log"
+    return _listed(root / table, len(list(log.iterdir()))) if log.exists() else []
+
+
+@lru_cache
+def _listed(table: Path, entries: int) -> list[Path]:
+    return [Path(uri.removeprefix("file://")) for uri in DeltaTable(table).file_uris()]
 
 
 def file_of(root: Path, table: str, key: Key, seq: int) -> Path | None:

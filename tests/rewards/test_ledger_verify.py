@@ -31,11 +31,12 @@ def prepared() -> Iterator[dict[str, Sample]]:
 
 @pytest.fixture
 def copies(prepared: dict[str, Sample]) -> Iterator[dict[str, Sample]]:
-    """One copy of each form."""
+    """Copies of the forms that differ most."""
     with scratch() as folder:
-        for form, made in prepared.items():
-            shutil.copytree(made.root, folder / form)
-        yield {form: replace(made, root=folder / form) for form, made in prepared.items()}
+        made = {form: replace(prepared[form], root=folder / form) for form in ("hot", "sealed", "version 1")}
+        for form in made:
+            shutil.copytree(prepared[form].root, folder / form)
+        yield made
 
 
 @pytest.fixture(params=FORMS)
@@ -80,10 +81,10 @@ def test_an_untouched_ledger_verifies(stored: Sample) -> None:
     assert verification.head == ledger.head() == ledger_head(verification.heads)
 
 
-def test_the_forms_differ_in_where_their_rows_are(copies: dict[str, Sample]) -> None:
-    files = {form: len(tampering.files_of(made.root, "sessions")) for form, made in copies.items()}
-    assert files == {"hot": 0, "sealed": 4, "compacted": 2, "version 1": 0}
-    assert [Ledger.open(made.root).sizes()["hot_rows"] > 0 for made in copies.values()] == [True, False, False, True]
+def test_the_forms_differ_in_where_their_rows_are(stored: Sample) -> None:
+    files = len(tampering.files_of(stored.root, "sessions"))
+    assert files == {"hot": 0, "sealed": 4, "compacted": 2, "version 1": 0}[stored.form]
+    assert (Ledger.open(stored.root).sizes()["hot_rows"] > 0) == (stored.form in ("hot", "version 1"))
 
 
 def test_sealing_and_compacting_change_no_head(copies: dict[str, Sample]) -> None:
@@ -107,7 +108,7 @@ def test_an_edited_row_names_its_commit_and_its_sessions(stored: Sample) -> None
 
 def test_sessions_are_counted_over_all_writers(copies: dict[str, Sample]) -> None:
     # Live order: step 1: three of writer 0, two of writer 1; step 2: three of writer 0, then these two.
-    for form in ("hot", "sealed", "compacted"):
+    for form in ("hot", "sealed"):
         tampering.set_value(copies[form].root, ("demo/grpo", 1, 1), 4, "advantage")
         assert "attempt 1, writer 1, step 2, seq 4 to 6 (sessions 9 to 10)" in first_bad(copies[form].root)
 
@@ -153,7 +154,7 @@ def test_a_text_of_which_a_neighbour_with_the_same_text_stays_is_found_when_it_i
 
 
 @pytest.mark.parametrize("table", ["sessions", "texts"])
-@pytest.mark.parametrize("form", ["hot", "sealed", "compacted"])  # tables of version 1 have one row a number
+@pytest.mark.parametrize("form", ["hot", "sealed"])  # tables of version 1 have one row a number
 def test_a_row_or_text_inserted_into_a_commit_is_found(copies: dict[str, Sample], form: str, table: str) -> None:
     made = copies[form]
     tampering.insert(made.root, made.key, made.first, made.last, table)
@@ -182,15 +183,14 @@ def test_a_text_for_a_row_that_was_recorded_without_is_found() -> None:
 
 
 def test_rows_moved_to_another_chain_are_found(copies: dict[str, Sample]) -> None:
-    for form in ("sealed", "compacted"):
-        root = copies[form].root
-        one, two = (tampering.joined(root)[("demo/grpo", 1, writer)][0] for writer in (0, 1))
-        for column, value in {"chain": two, "writer": 1, "block": (two << 36) | 4}.items():
-            tampering.set_value(root, ("demo/grpo", 1, 0 if column == "chain" else 1), 4, column, value)
-        found = problems(root)
-        assert one != two
-        assert any("writer 0, step 2, seq 4 to 6" in p for p in found)
-        assert any("writer 1, step 2, seq 4 to 6" in p and "stored twice" in p for p in found)
+    root = copies["sealed"].root
+    one, two = (tampering.joined(root)[("demo/grpo", 1, writer)][0] for writer in (0, 1))
+    for column, value in {"chain": two, "writer": 1, "block": (two << 36) | 4}.items():
+        tampering.set_value(root, ("demo/grpo", 1, 0 if column == "chain" else 1), 4, column, value)
+    found = problems(root)
+    assert one != two
+    assert any("writer 0, step 2, seq 4 to 6" in p for p in found)
+    assert any("writer 1, step 2, seq 4 to 6" in p and "stored twice" in p for p in found)
 
 
 def test_a_commit_replayed_under_new_numbers_is_found(copy: Path) -> None:
@@ -245,7 +245,7 @@ def test_a_checksum_that_does_not_fit_is_found(copy: Path) -> None:
     assert "the bytes of the rows from seq 7 on do not have the checksum" in first_bad(copy)
 
 
-@pytest.mark.parametrize("first_seq", [-5, 0, 2, 10, 11])
+@pytest.mark.parametrize("first_seq", [0, 2, 10])
 def test_an_inserted_commit_is_found(copies: dict[str, Sample], first_seq: int) -> None:
     for form, made in copies.items():
         crc = "" if form == "version 1" else "crc32, "
@@ -279,7 +279,7 @@ def test_a_chain_cut_below_a_checkpoint_is_found(copy: Path) -> None:
 
 
 def test_a_chain_cut_above_the_last_checkpoint_needs_an_anchor(copies: dict[str, Sample]) -> None:
-    for form in ("hot", "sealed", "compacted"):
+    for form in ("hot", "sealed"):
         root = copies[form].root
         ledger = Ledger.open(root)
         anchor = ledger.head()
@@ -348,7 +348,7 @@ def test_an_event_hidden_by_a_forged_index_is_found(copy: Path) -> None:
 
 
 def test_an_event_chain_rewritten_at_its_end_is_found_by_the_files_it_forgets(copies: dict[str, Sample]) -> None:
-    for form in ("hot", "sealed", "compacted"):
+    for form in ("hot", "sealed"):
         sql(copies[form].root, "ledger.db", "DELETE FROM events WHERE run_id = 'demo/sft'")
         found = problems(copies[form].root)
         assert "000003-000.db: holds rows of a writer that never joined" in found[0]
@@ -412,7 +412,7 @@ def test_bytes_that_are_no_rows_are_found_and_the_rest_is_still_checked(copy: Pa
 def test_a_flipped_bit_anywhere_in_a_commit_is_found_and_harms_nobody(copy: Path) -> None:
     with closing(sqlite3.connect(copy / TAIL)) as tail:
         whole = tail.execute("SELECT rows FROM batches WHERE first_seq = 4").fetchone()[0]
-    for place in range(0, len(whole), 37):
+    for place in range(0, len(whole), 97):
         flipped = bytearray(whole)
         flipped[place] ^= 1 << place % 8
         with closing(sqlite3.connect(copy / TAIL)) as tail, tail:

@@ -94,7 +94,7 @@ def test_rows_without_a_key_are_found(root: Path, table: str, column: str) -> No
     assert any("holds rows that name no chain or no seq" in p for p in problems(root))
 
 
-@pytest.mark.parametrize("seq", [-3, 0, 10, 1000])
+@pytest.mark.parametrize("seq", [0, 10])
 @pytest.mark.parametrize("table", ["sessions", "texts"])
 def test_rows_outside_of_a_chain_are_found(root: Path, table: str, seq: int) -> None:
     stored = DeltaTable(root / table).to_pyarrow_table().filter(of_chain(root) & (pc.field("seq") == 9))
@@ -127,7 +127,7 @@ def test_a_flipped_bit_of_a_file_never_passes_for_other_values(root: Path) -> No
         path = tampering.file_of(root, table, KEY, 5)
         assert path is not None
         whole, stored = path.read_bytes(), pq.read_table(path)
-        for place in range(11, len(whole), len(whole) // 25):
+        for place in range(11, len(whole), len(whole) // 9):
             flipped = bytearray(whole)
             flipped[place] ^= 1 << place % 8
             path.write_bytes(flipped)
@@ -269,14 +269,10 @@ def test_files_whose_rows_lie_between_each_others_are_read_in_order() -> None:
     ("table", "column", "value"),
     [
         ("attempts", "live", False),
-        ("attempts", "live_up_to_step", 3),
         ("attempts", "run_id", "other"),
-        ("attempts", "started", 0),
         ("blocks", "live", False),
         ("blocks", "session_offset", 77),
         ("blocks", "block", 5),
-        ("blocks", "rows", 4),
-        ("blocks", "attempt", 2),
     ],
 )
 def test_an_edit_of_the_tables_for_other_engines_is_found_and_mended_by_a_seal(
@@ -324,7 +320,7 @@ def test_verifying_while_others_write_seal_and_redact_raises_no_false_alarm() ->
 
         def work() -> None:
             try:
-                for number in range(6):
+                for number in range(3):
                     with Ledger.open(folder / "ledger") as mine, mine.writer(f"run {number}", seal_rows=None) as writer:
                         for step in range(1, 4):
                             writer.append(step, rows(step, 3, prompt="what?")).wait()
