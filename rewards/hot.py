@@ -117,7 +117,7 @@ class TailWriter:
         self.next_seq = identity.first_seq
         self._head = identity.genesis
         self._headless: list[_Headless] = []
-        self._layouts: dict[pa.Schema, int] = {}
+        self._layouts: list[pa.Schema] = []  # the first has the number 1
         _check_leftover(path)
         for suffix in ("", "-wal", "-shm"):
             path.with_name(path.name + suffix).unlink(missing_ok=True)
@@ -133,7 +133,7 @@ class TailWriter:
 
     def commit(self, batches: Sequence[Batch]) -> None:
         """Writes batches, each a block of its own, in one transaction. Durable on return."""
-        new: dict[pa.Schema, int] = {}
+        new: list[pa.Schema] = []
         written: list[_Headless] = []
         seq = self.next_seq
         with transaction(self._connection, self.path):
@@ -142,7 +142,7 @@ class TailWriter:
             for batch in batches:
                 written.append(self._write(batch, seq, new))
                 seq += batch.count
-        self._layouts |= new
+        self._layouts += new
         self._headless += written
         self.next_seq = seq
 
@@ -162,7 +162,7 @@ class TailWriter:
             self._connection.execute("UPDATE blocks SET head = ? WHERE first_seq = ?", (head, block.first_seq))
         self._head, self._headless = head, []
 
-    def _write(self, batch: Batch, first_seq: int, new: dict[pa.Schema, int]) -> "_Headless":
+    def _write(self, batch: Batch, first_seq: int, new: list[pa.Schema]) -> "_Headless":
         text_layout, texts, secret = None, None, None
         if batch.texts is not None:
             secret = os.urandom(SALT_BYTES)
@@ -176,15 +176,15 @@ class TailWriter:
         self._connection.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, NULL)", block)
         return _Headless(first_seq, now, batch, secret)
 
-    def _packed(self, batch: pa.RecordBatch, new: dict[pa.Schema, int]) -> tuple[int, memoryview]:
-        layout = self._layouts.get(batch.schema) or new.get(batch.schema)
-        if layout is None:
-            layout = len(self._layouts) + len(new) + 1
-            self._connection.execute(
-                "INSERT INTO layouts VALUES (?, ?)", (layout, batch.schema.serialize().to_pybytes())
-            )
-            new[batch.schema] = layout
-        return layout, memoryview(batch.serialize())
+    def _packed(self, batch: pa.RecordBatch, new: list[pa.Schema]) -> tuple[int, memoryview]:
+        schema = batch.schema
+        for number, known in enumerate((*self._layouts, *new), start=1):
+            if schema.equals(known):  # far cheaper than hashing it
+                return number, memoryview(batch.serialize())
+        number = len(self._layouts) + len(new) + 1
+        self._connection.execute("INSERT INTO layouts VALUES (?, ?)", (number, schema.serialize().to_pybytes()))
+        new.append(schema)
+        return number, memoryview(batch.serialize())
 
     def close(self) -> None:
         """Closes the file; SQLite folds its log into it."""

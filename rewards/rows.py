@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 
 from rewards.errors import LedgerError
 from rewards.schema import BY_NAME, FILLED, ROW_KEYS, STORED, TEXT_COLUMNS, Column
-from rewards.values import as_array, check_array, has_type
+from rewards.values import as_array, check_array, constant, has_type
 
 _DEFAULTS = ("arm", "pipeline_id")
 _REQUIRED = {c.name for c in STORED if c.required and c.source == "caller"} - {"time"}
@@ -69,7 +69,7 @@ def _ready(step: int, rows: pa.Table | pa.RecordBatch, defaults: Mapping[str, st
     for name in plain.ruled:
         check_array(BY_NAME[name], stored.column(name), "row")
     splits = stored.column("split")
-    sessions = rows.num_rows if splits.unique().to_pylist() == ["train"] else pc.sum(pc.equal(splits, "train")).as_py()
+    sessions = rows.num_rows if constant(splits) == "train" else pc.sum(pc.equal(splits, "train")).as_py()
     if "time" in plain.stored and stored.column("time").null_count:
         return None
     for name, default in defaults.items():

@@ -76,12 +76,27 @@ def check_array(column: Column, array: pa.Array, where: str) -> None:
         row = pc.index(pc.is_null(array), True).as_py()
         raise LedgerError(f"{where} {row}: column `{column.name}` is missing; every row must have it")
     if column.one_of:
+        if constant(array) in column.one_of:
+            return
         strange = set(array.unique().to_pylist()) - {None, *column.one_of}
         if strange:
             row, value = next((i, v) for i, v in enumerate(array.to_pylist()) if v in strange)
             raise LedgerError(
                 f"{where} {row}: column `{column.name}` is {value!r}, not one of {', '.join(column.one_of)}"
             )
+
+
+def constant(array: pa.Array) -> str | None:
+    """The text that every row has; None where there is none, or it is not told at a glance."""
+    _, offsets, data = array.buffers()
+    if array.null_count or not len(array) or data is None:
+        return None
+    bounds = np.frombuffer(offsets, np.int32, len(array) + 1, 4 * array.offset)
+    start, second, end = int(bounds[0]), int(bounds[1]), int(bounds[-1])
+    first = data[start:second].to_pybytes()
+    if end - start != len(first) * len(array) or not (bounds[1:] - bounds[:-1] == len(first)).all():
+        return None
+    return first.decode() if data[start:end].to_pybytes() == first * len(array) else None
 
 
 def _kind(kind: pa.DataType) -> str:
