@@ -195,8 +195,9 @@ def set_value(root: Path, key: Key, seq: int, column: str, value: Any = ..., tab
 def with_value(stored: pa.Table, place: int, column: str, value: Any = ...) -> pa.Table:
     """A table with one value edited."""
     column, _, entry = column.partition(".")
-    kind = stored.schema.field(column).type if column == "seq" else _TYPES[column]
-    if column not in stored.schema.names:
+    there = column in stored.schema.names
+    kind = stored.schema.field(column).type if there and column != "components" else _TYPES[column]
+    if not there:
         stored = stored.append_column(column, pa.nulls(stored.num_rows, kind))
     values = stored[column].to_pylist()
     if entry:
@@ -269,6 +270,61 @@ def swap(root: Path, key: Key, seq: int, with_seq: int) -> None:
 
     for table in ("sessions", "texts"):
         change(root, key, seq, table, swapped)
+
+
+# -- every value there is ----------------------------------------------------------------------------------------------
+
+Target = tuple[str, str, Any, str]  # file, what in it, row, column
+
+
+def stored_values(root: Path) -> list[Target]:
+    """Every value that is stored in a ledger of this version."""
+    found: list[Target] = []
+    for path in sorted([root / "ledger.db", *(root / "tails").glob("*.db")]):
+        name = str(path.relative_to(root))
+        with closing(sqlite3.connect(path)) as database:
+            tables = ("events",) if path.name == "ledger.db" else ("blocks", "meta")
+            for table in tables:
+                columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
+                ids = [row[0] for row in database.execute(f"SELECT rowid FROM {table}")]
+                found += [(name, table, rowid, column) for rowid in ids for column in columns]
+            if path.name != "ledger.db":
+                found += _batch_values(database, name)
+    for table in ("sessions", "texts", "attempts", "blocks"):
+        for path in files_of(root, table):
+            stored = pq.read_table(path, partitioning=None)
+            name = str(path.relative_to(root))
+            found += [(name, table, i, c) for i in range(stored.num_rows) for c in stored.schema.names]
+    return found
+
+
+def _batch_values(tail: sqlite3.Connection, name: str) -> list[Target]:
+    found: list[Target] = []
+    for first, texts in tail.execute("SELECT first_seq, texts FROM batches").fetchall():
+        for what in ("rows", "texts") if texts is not None else ("rows",):
+            stored = unpack(tail, first, what)
+            columns = [column for column in stored.schema.names if column != "seq"]
+            found += [(name, what, (first, i), column) for i in range(stored.num_rows) for column in columns]
+        found.append((name, "batches", first, "first_seq"))
+        found += [(name, "batches", first, "secret")] if texts is not None else []
+    return found
+
+
+def change_value(root: Path, target: Target) -> None:
+    """Changes one of the `stored_values`."""
+    file, what, place, column = target
+    if file.endswith(".parquet"):
+        rewrite(root / file, lambda stored: with_value(stored, place, column))
+        return
+    with closing(sqlite3.connect(root / file)) as database, database:
+        if what in ("rows", "texts"):
+            first, i = place
+            change_batch(database, first, what, lambda stored: with_value(stored, i, column))
+            return
+        (old,) = database.execute(f"SELECT {column} FROM {what} WHERE rowid = ?", (place,)).fetchone()
+        kind = {str: pa.string(), bytes: pa.binary(), int: pa.int64(), type(None): pa.int64()}[type(old)]
+        new = 10**6 if isinstance(old, int) and column != "count" else other(old, kind)  # unique where it must be
+        database.execute(f"UPDATE {what} SET {column} = ? WHERE rowid = ?", (new, place))
 
 
 # -- version 1 ---------------------------------------------------------------------------------------------------------
