@@ -18,6 +18,7 @@ SCHEMAS = {SESSIONS: sealed_schema, TEXTS: texts_schema}
 Keys = np.ndarray[Any, np.dtype[np.int64]]  # of rows, as `place_keys` makes them
 
 RESTORE = "restore it from a copy of the ledger, or read what is left with `rewards export --salvage`"
+_KEYS = ("chain", "seq")  # what rows are asked for by
 _WHOLE = b"PAR1"  # what a Parquet file ends with
 
 
@@ -63,7 +64,7 @@ def part_of(root: Path, action: dict[str, Any]) -> Part:
 def read_parts(
     parts: Sequence[Part], columns: Sequence[str], keep: pa.compute.Expression | None = None
 ) -> Iterator[Any]:
-    """Record batches of files, in the files' order, only the rows that `keep` keeps.
+    """Record batches of files, in the files' order, only the rows that `keep` keeps, a condition on chain and seq.
 
     Raises: LedgerError naming the file that is damaged; FileNotFoundError where one is missing: the caller may have an
     old snapshot.
@@ -73,25 +74,36 @@ def read_parts(
 
 
 def _read_file(path: Path, columns: Sequence[str], keep: pa.compute.Expression | None = None) -> Iterator[Any]:
-    import pyarrow.dataset as ds
+    """Nothing here looks at the statistics in the file: where they are damaged, arrow hangs or aborts on a filter."""
+    import pyarrow.parquet as pq
 
-    checked = ds.ParquetFileFormat(
-        default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
-    )
+    read = list(columns) if keep is None else list(dict.fromkeys([*columns, *_KEYS]))
     try:
-        schema = SCHEMAS.get(path.parent.name)  # another program may have written the values in a type of its own
-        source = ds.dataset(str(path), format=checked, schema=schema and schema())
-        (fragment,) = source.get_fragments()
-        missing = set(columns) - set(fragment.physical_schema.names)  # the schema would fill them with nulls
-        if missing:
-            raise LedgerError(f"{path}: the file is damaged (it has no column `{min(missing)}`); {RESTORE}")
-        yield from fragment.to_batches(schema=source.schema, columns=list(columns), filter=keep, use_threads=True)
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            missing = set(read) - set(file.schema_arrow.names)
+            if missing:
+                raise LedgerError(f"{path}: the file is damaged (it has no column `{min(missing)}`); {RESTORE}")
+            groups = list(range(file.num_row_groups))
+            if keep is not None:
+                groups = [g for g in groups if file.read_row_group(g, [*_KEYS]).filter(keep).num_rows]
+            for batch in file.iter_batches(row_groups=groups, columns=read):
+                yield _cast(batch if keep is None else batch.filter(keep), path, columns)
     except FileNotFoundError:
         raise
     except (pa.ArrowException, OSError) as error:
         said = str(error).splitlines()[0].rpartition(str(path))[2].lstrip("': ")
         said = "".join(c if c.isprintable() else "?" for c in said)
         raise LedgerError(f"{path}: the file is damaged ({said}); {RESTORE}") from error
+
+
+def _cast(batch: pa.RecordBatch, path: Path, columns: Sequence[str]) -> pa.RecordBatch:
+    """The columns as the table has them: another program may have written the values in a type of its own."""
+    batch = batch.select(list(columns))
+    if path.parent.name not in SCHEMAS:
+        return batch
+    schema = SCHEMAS[path.parent.name]()
+    wanted = pa.schema([schema.field(name) for name in columns])
+    return batch if batch.schema.equals(wanted) else batch.cast(wanted)
 
 
 def _keys_of(path: Path) -> Keys:

@@ -45,7 +45,9 @@ def _published(root: Path, chain: Chain, damaged: list[str]) -> "np.ndarray[tupl
     columns = [names.get(field, field) for field in FIELDS]
     try:
         body = Body(root, "blocks")
-        batches = list(read_parts(body.parts(), columns, pc.field("chain") == chain.number))
+        batches = [
+            batch.filter(pc.field("chain") == chain.number) for batch in read_parts(body.parts(), ["chain", *columns])
+        ]
     except (LedgerError, FileNotFoundError) as error:
         damaged.append(str(error))
         batches = []

@@ -57,8 +57,10 @@ class Body:
                 self.damage = str(error)
                 if damaged is None:
                     raise
-        if damaged is not None and self.damage is not None:
-            damaged.append(self.damage)
+        if damaged is not None:
+            damaged += [self.damage] if self.damage else []
+            missing = [part.path for part in self._listed() if not part.path.exists()]
+            damaged += [f"{path}: the file is missing" for path in missing]
 
     @property
     def exists(self) -> bool:
@@ -78,9 +80,12 @@ class Body:
 
     def parts(self) -> list[Part]:
         """The files of the table."""
-        if self._unlisted:
-            newest_first = sorted(self.root.glob("*.parquet"), key=lambda path: -path.stat().st_mtime)
-            return [Part(path, 0, 0, None, None, None) for path in newest_first]
+        if not self._unlisted:
+            return self._listed()
+        newest_first = sorted(self.root.glob("*.parquet"), key=lambda path: -path.stat().st_mtime)
+        return [Part(path, 0, 0, None, None, None) for path in newest_first]
+
+    def _listed(self) -> list[Part]:
         if self._table is None:
             return []
         actions = pa.table(self._table.get_add_actions(flatten=True)).to_pylist()
