@@ -73,7 +73,7 @@ def run_python(folder: Path, parts: list[Example]) -> None:
 
 
 def test_the_page_has_examples_of_every_kind():
-    assert len(PYTHON) >= 4 and len(by_language("bash")) == 4 and len(by_language("sql")) >= 5
+    assert len(PYTHON) >= 4 and len(by_language("bash")) == 5 and len(by_language("sql")) >= 5
     assert {example.needs for example in RUNNABLE} == {None, "polars", "pandas", "datasets"}
 
 
@@ -87,7 +87,7 @@ def test_python_and_sql_examples_run(folder):
         assert ledger.sessions("own")["baseline_reward"].to_pylist() == pytest.approx([1.05, 0.1 / 3])
 
 
-@pytest.mark.parametrize("example", by_language("bash"), ids=["import", "look", "annotate", "evidence"])
+@pytest.mark.parametrize("example", by_language("bash"), ids=["import", "look", "annotate", "evidence", "recovery"])
 def test_shell_examples_run(folder, example):
     run_python(folder, PYTHON[:1])
     run(folder, ["bash", "-euo", "pipefail", "-c", example.code])
