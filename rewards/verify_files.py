@@ -16,11 +16,12 @@ from rewards.sealed import Body
 
 @dataclass(frozen=True)
 class Place:
-    """Where rows of a chain are: from `first` to `last`, in a file."""
+    """Where rows of a chain are: from `first` to `last`, in a file. alone: it holds nothing else, and in order."""
 
     first: int
     last: int
     part: Part
+    alone: bool
 
 
 @dataclass
@@ -44,10 +45,12 @@ class Shelf:
                 wrong = _wrong_keys(part, keys, runs)
                 if wrong:
                     shelf.bad.append(f"{part.path}: {wrong}")
-                bounds = keys.group_by("chain").aggregate([("seq", "min"), ("seq", "max")])
-                for row in bounds.to_pylist():
+                bounds = keys.group_by("chain").aggregate([("seq", "min"), ("seq", "max")]).to_pylist()
+                alone = wrong is None and len(bounds) == 1 and bool((np.diff(keys["seq"].to_numpy()) > 0).all())
+                for row in bounds:
                     if None not in row.values():
-                        shelf.holds.setdefault(row["chain"], []).append(Place(row["seq_min"], row["seq_max"], part))
+                        place = Place(row["seq_min"], row["seq_max"], part, alone)
+                        shelf.holds.setdefault(row["chain"], []).append(place)
         return shelf
 
     def _keys(self, part: Part) -> pa.Table | None:
@@ -77,9 +80,14 @@ class Shelf:
         places = self.holds.get(chain, [])
         cuts = sorted({place.first for place in places} | {place.last + 1 for place in places})
         for low, high in pairwise(cuts):
-            parts = [place.part for place in places if place.first < high and place.last >= low]
+            here = [place for place in places if place.first < high and place.last >= low]
+            if len(here) == 1 and here[0].alone and low == here[0].first and here[0].last < high:
+                for batch in read_parts([here[0].part], columns):  # the usual case, a row group at a time
+                    if batch.num_rows:
+                        yield pa.Table.from_batches([batch])
+                continue
             keep = (pc.field("chain") == chain) & (pc.field("seq") >= low) & (pc.field("seq") < high)
-            batches = [batch for batch in read_parts(parts, columns, keep) if batch.num_rows]
+            batches = [b for b in read_parts([place.part for place in here], columns, keep) if b.num_rows]
             if batches:
                 table = pa.Table.from_batches(batches).combine_chunks()
                 yield table if (np.diff(table["seq"].to_numpy()) > 0).all() else table.sort_by("seq")

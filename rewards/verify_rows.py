@@ -240,7 +240,7 @@ def _text_reasons(chain: Chain, rows: pa.Table, texts: pa.Table | None, redacted
     found: dict[int, str] = {}
     first = rows["seq"][0].as_py()
     if texts is not None:
-        texts = texts.filter(pc.field("seq") >= first)  # a text below the chain's first row is found elsewhere
+        texts = texts.slice(int(np.searchsorted(texts["seq"].to_numpy(), first)))  # what is below is found elsewhere
         found |= _strange_texts(chain, first, rows, texts)
     for name in TEXT_COLUMNS:
         missing = _flags(rows[f"{name}_hash"].is_valid()).copy()
@@ -278,7 +278,17 @@ def _misfits(name: str, recorded: pa.ChunkedArray, texts: pa.Table) -> list[int]
     there = _flags(given.is_valid())
     odd = _flags(salts.is_valid()) != there
     odd |= _flags(pc.not_equal(pc.binary_length(salts), SALT_BYTES))
-    hashes = pa.array(text_hashes(name, salts.to_pylist(), given.to_pylist()), pa.binary())
-    odd |= there & ~_flags(pc.equal(hashes, _one_chunk(recorded)))
+    odd |= there & ~_flags(pc.equal(_hashes(name, salts, given), _one_chunk(recorded)))
     seqs: list[int] = texts["seq"].to_numpy()[odd].tolist()
     return seqs
+
+
+def _hashes(name: str, salts: pa.Array, texts: pa.Array) -> pa.Array:
+    """The hashes of texts; those that stand in many rows of a commit, with one salt, are hashed once."""
+    if pc.count_distinct(salts).as_py() > 0.5 * len(salts):
+        return pa.array(text_hashes(name, salts.to_pylist(), texts.to_pylist()), pa.binary())
+    codes = [array.dictionary_encode(null_encoding="encode").indices.to_numpy() for array in (salts, texts)]
+    _, firsts, which = np.unique((codes[0].astype(np.int64) << 32) | codes[1], return_index=True, return_inverse=True)
+    once = pa.array(firsts)
+    hashes = text_hashes(name, salts.take(once).to_pylist(), texts.take(once).to_pylist())
+    return pa.array(hashes, pa.binary()).take(pa.array(which))

@@ -287,7 +287,7 @@ def stored_values(root: Path) -> list[Target]:
             for table in tables:
                 columns = [row[1] for row in database.execute(f"PRAGMA table_info({table})")]
                 ids = [row[0] for row in database.execute(f"SELECT rowid FROM {table}")]
-                found += [(name, table, rowid, column) for rowid in ids for column in columns]
+                found += [(name, table, rowid, column) for rowid in ids for column in columns if column != "crc32"]
             if path.name != "ledger.db":
                 found += _batch_values(database, name)
     for table in ("sessions", "texts", "attempts", "blocks"):
@@ -305,7 +305,7 @@ def _batch_values(tail: sqlite3.Connection, name: str) -> list[Target]:
             stored = unpack(tail, first, what)
             columns = [column for column in stored.schema.names if column != "seq"]
             found += [(name, what, (first, i), column) for i in range(stored.num_rows) for column in columns]
-        found.append((name, "batches", first, "first_seq"))
+        found += [(name, "batches", first, "first_seq"), (name, "blocks", first, "crc32")]  # unread once it is sealed
         found += [(name, "batches", first, "secret")] if texts is not None else []
     return found
 
