@@ -63,6 +63,9 @@ def run(args: argparse.Namespace) -> int:
             find_session(ledger, run_id, args.session) if args.row is None else find_row(ledger, Key(run_id, *args.row))
         )
         key, columns = key_of(row), _columns(row, args.column)
+        gone = [column for column in columns if row[column] is None]
+        if gone or not columns:  # says why it cannot, when it has finished what another one may have left undone
+            ledger.redact(run_id, *key[1:], gone, reason=args.reason, by=args.by)
         elsewhere = _elsewhere(ledger, row, columns)
         what = f"{', '.join(columns)} of {_called(row)}"
         if not args.yes and not _confirmed(what):
@@ -82,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _columns(row: dict[str, Any], wanted: list[str] | None) -> list[str]:
-    """The texts to take out, which the row must have."""
+    """The texts to take out."""
     from rewards.schema import TEXT_COLUMNS
 
     unknown = [column for column in wanted or () if column not in TEXT_COLUMNS]
@@ -90,10 +93,6 @@ def _columns(row: dict[str, Any], wanted: list[str] | None) -> list[str]:
         raise LedgerError(f"`{unknown[0]}` is no text of a session; the texts are {', '.join(TEXT_COLUMNS)}")
     if wanted is None:
         wanted = [column for column in TEXT_COLUMNS if row[column] is not None]
-    missing = [column for column in wanted if row[column] is None]
-    if missing or not wanted:
-        gone = ", ".join(missing) or "text"
-        raise LedgerError(f"{_called(row)} has no {gone}: none was recorded, or it was taken out before")
     return [column for column in TEXT_COLUMNS if column in wanted]
 
 
