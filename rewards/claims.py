@@ -11,9 +11,10 @@ from rewards import events
 from rewards.catalog import DATABASE, TAILS, mark_version, place_at, read_chains, read_lineage
 from rewards.chain import genesis
 from rewards.errors import LedgerError
-from rewards.hot import TailIdentity, TailWriter, read_blocks
+from rewards.hot import TailIdentity, read_blocks
 from rewards.lineage import Attempt, Lineage, Place, Position
 from rewards.sqlite import snapshot, transaction, translated
+from rewards.tail import TailWriter
 
 
 @dataclass(frozen=True)

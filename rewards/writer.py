@@ -16,12 +16,12 @@ from rewards.catalog import DATABASE, place_at, read_chains, read_lineage
 from rewards.chain import EVENTS_CHAIN, chain_name, ledger_head
 from rewards.commit import Committer, Ticket
 from rewards.errors import LedgerError
-from rewards.hot import TailWriter
 from rewards.lineage import Attempt, Place, places_payload
 from rewards.rows import Batch, make_batch, table_batches
 from rewards.schema import EVENT_KINDS
 from rewards.sealer import Sealer
 from rewards.sqlite import close_settled, snapshot, transaction, translated
+from rewards.tail import TailWriter
 
 
 class Writer:

@@ -313,7 +313,7 @@ def test_a_ticket_is_durable_once_waited_for(ledger: Ledger) -> None:
 def test_what_waits_is_written_in_one_transaction(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    from rewards.hot import TailWriter
+    from rewards.tail import TailWriter
 
     gate, calls, write = threading.Event(), [], TailWriter.commit
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rewards import Ledger, LedgerError
-from rewards.hot import TailWriter
+from rewards.tail import TailWriter
 from tests.rewards.ledger_rows import row, rows, scratch
 
 ROOT = Path(__file__).resolve().parents[2]
