@@ -131,7 +131,7 @@ def read_chains(ledger: sqlite3.Connection, root: Path, lineage: Lineage, run_id
     for event in events.read(ledger, run_id, ["writer_joined"]):
         content = event.content()
         attempt = lineage.runs.get(event.run_id, {}).get(event.attempt or 0)
-        if attempt is None:
+        if attempt is None or type(event.seq) is not int:
             raise LedgerError(f"event {event.seq}: a writer joined an attempt that nobody claimed; run verify")
         identity = TailIdentity(
             event.run_id, attempt.number, event.writer or 0, content["first_seq"], content["genesis"]

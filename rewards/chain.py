@@ -6,6 +6,8 @@ bytes, so moving rows to another file format changes nothing. Every variable-len
 
 What a chain cannot show without a head kept elsewhere: that a whole chain was rewritten from some commit on with
 all its later hashes, that the end of the chain was cut after the last checkpoint, or that commits were added to it.
+The last commits of a writer that was killed may have no head yet; until somebody stores it, when they are sealed or
+the run goes on, only a checksum speaks for their bytes.
 """
 
 import hashlib

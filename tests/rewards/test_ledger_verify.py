@@ -297,6 +297,37 @@ def test_a_chain_cut_above_the_last_checkpoint_needs_an_anchor(copies: dict[str,
         assert not verification.ok and "anchor" in (verification.first_bad or "")
 
 
+def test_commits_whose_heads_are_not_stored_yet_are_checked_by_what_there_is(copy: Path) -> None:
+    """As a writer that was killed leaves them."""
+    file, key = "tails/000002-000.db", ("demo/grpo", 2, 0)
+    ledger = Ledger.open(copy)
+    before = ledger.verify()
+    sql(copy, file, "UPDATE blocks SET head = NULL")
+    assert ledger.verify(before.head).heads == before.heads and ledger.head() == before.head
+    sql(copy, file, "UPDATE blocks SET crc32 = crc32 + 1 WHERE first_seq = 10")
+    assert "attempt 2, writer 0, step 4, seq 10 to 12 (sessions" in first_bad(copy)
+    with closing(sqlite3.connect(copy / file)) as tail, tail:
+        tampering.fix_checksum(tail, 10)
+
+    tampering.set_value(copy, key, 11, "adjusted_reward")  # with a checksum that fits
+    assert ledger.verify().ok, "the documented limit"
+    assert not ledger.verify(before.head).ok, "and what it takes"
+    tampering.set_value(copy, key, 8, "adjusted_reward")
+    assert "writer 0, step 3: rows up to seq 9, on record at the checkpoint, are gone or others" in first_bad(copy)
+
+
+def test_heads_are_stored_when_the_rows_are_sealed(copy: Path) -> None:
+    before = Ledger.open(copy).head()
+    for file in (TAIL, SECOND, "tails/000002-000.db"):
+        sql(copy, file, "UPDATE blocks SET head = NULL")
+    Ledger.open(copy).seal()
+    assert Ledger.open(copy).verify(before).ok
+    with closing(sqlite3.connect(copy / TAIL)) as tail:
+        assert tail.execute("SELECT count(*) FROM blocks WHERE head IS NULL").fetchone() == (0,)
+    sql(copy, TAIL, "UPDATE blocks SET head = NULL WHERE first_seq = 7")
+    assert "step 3, seq 7 to 9 (superseded)" in first_bad(copy), "sealed rows have a head"
+
+
 # -- events and claims -------------------------------------------------------------------------------------------------
 
 
