@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from rewards.catalog import Chain
+from rewards.errors import LedgerError
 from rewards.lineage import Lineage
 from rewards.sqlite import snapshot, translated
 
@@ -25,9 +26,18 @@ class ChainBlocks:
 
 
 def chain_blocks(chain: Chain, tail: sqlite3.Connection) -> ChainBlocks:
-    """All blocks of a chain."""
+    """All blocks of a chain.
+
+    Raises: LedgerError when one of them is no block.
+    """
     rows = tail.execute(f"SELECT {', '.join(FIELDS)} FROM blocks ORDER BY first_seq").fetchall()
-    return ChainBlocks(chain, np.array(rows, dtype=np.int64).reshape(-1, len(FIELDS)))
+    try:
+        return ChainBlocks(chain, np.array(rows, dtype=np.int64).reshape(-1, len(FIELDS)))
+    except (TypeError, ValueError, OverflowError) as error:
+        raise LedgerError(
+            f"{chain.path}: a commit is not as it was written; run verify, and restore the file from a copy of the "
+            "ledger"
+        ) from error
 
 
 def read_all(chains: Iterable[Chain]) -> list[ChainBlocks]:

@@ -7,13 +7,14 @@ there for people with a SQLite shell.
 import sqlite3
 from contextlib import closing
 from dataclasses import dataclass
+from operator import index
 from pathlib import Path
 
 from rewards import events
 from rewards.errors import LedgerError
 from rewards.filesystem import check_local
 from rewards.heads import completed
-from rewards.hot import TailIdentity, last_block, read_blocks
+from rewards.hot import TailIdentity, check_blocks, last_block, read_blocks
 from rewards.lineage import Attempt, Lineage, Place
 from rewards.schema import SCHEMA_VERSION
 from rewards.sqlite import APPLICATION_ID, connect_writable, snapshot, sync_folder, transaction, translated
@@ -133,10 +134,19 @@ def read_chains(ledger: sqlite3.Connection, root: Path, lineage: Lineage, run_id
         attempt = lineage.runs.get(event.run_id, {}).get(event.attempt or 0)
         if attempt is None or type(event.seq) is not int:
             raise LedgerError(f"event {event.seq}: a writer joined an attempt that nobody claimed; run verify")
-        identity = TailIdentity(
-            event.run_id, attempt.number, event.writer or 0, content["first_seq"], content["genesis"]
-        )
-        chains.append(Chain(attempt, identity, root / TAILS / content["file"], event.seq))
+        try:
+            identity = TailIdentity(
+                event.run_id,
+                attempt.number,
+                index(event.writer or 0),
+                index(content["first_seq"]),
+                str(content["genesis"]),
+            )
+            chains.append(Chain(attempt, identity, root / TAILS / content["file"], event.seq))
+        except (KeyError, TypeError) as error:
+            raise LedgerError(
+                f"event {event.seq}: a writer joined, and how is not as it was written; run verify"
+            ) from error
     return sorted(chains, key=lambda chain: (chain.attempt.id, chain.identity.writer))
 
 
@@ -146,6 +156,7 @@ def place_at(chain: Chain, seq: int | None = None) -> Place:
         block = last_block(tail, seq)
         if block is None:
             return Place(chain.identity.first_seq - 1, chain.identity.genesis)
+        check_blocks(tail, [block])
         head = block.head
         if not head:
             blocks = completed(tail, chain.identity, read_blocks(tail))

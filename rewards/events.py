@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sqlite3
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -163,6 +164,8 @@ def insert(ledger: sqlite3.Connection, drafts: Sequence[Draft]) -> list[Event]:
     """Numbers, chains and stores events; inside a write transaction of the caller."""
     row = ledger.execute("SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1").fetchone()
     seq, previous = (0, EVENTS_GENESIS) if row is None else row
+    if re.fullmatch("[0-9a-f]{64}", str(previous)) is None:
+        raise LedgerError(f"event {seq}: its hash is damaged; restore ledger.db from a copy of the ledger")
     events = []
     for draft in drafts:
         seq += 1

@@ -7,7 +7,16 @@ from pathlib import Path
 
 from rewards.chain import ChainHasher
 from rewards.errors import LedgerError
-from rewards.hot import Block, TailIdentity, checksum, hot_rows, is_first_version, read_blocks, with_hashes
+from rewards.hot import (
+    Block,
+    TailIdentity,
+    check_blocks,
+    checksum,
+    hot_rows,
+    is_first_version,
+    read_blocks,
+    with_hashes,
+)
 from rewards.sqlite import connect_writable, transaction, translated
 
 
@@ -18,6 +27,7 @@ def completed(
 
     Raises: LedgerError when the rows of a block without a head are not those that were written.
     """
+    check_blocks(tail, blocks)
     first = next((i for i, block in enumerate(blocks) if not block.head), None)
     if first is None:
         return blocks

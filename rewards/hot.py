@@ -9,11 +9,12 @@ time; whoever needs it before computes it from the rows (`heads`).
 import json
 import sqlite3
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -176,7 +177,23 @@ def live_counts(tail: sqlite3.Connection, max_step: int | None) -> tuple[int, in
     where, arguments = ("", ()) if max_step is None else (" AND step <= ?", (max_step,))
     query = "SELECT coalesce(sum(sessions), 0), coalesce(max(step), 0) FROM blocks WHERE sessions > 0" + where
     sessions, last = tail.execute(query, arguments).fetchone()
+    if type(sessions) is not int or type(last) is not int:
+        raise LedgerError(f"{_path_of(tail)}: a commit is not as it was written; run verify")
     return sessions, last
+
+
+def check_blocks(tail: sqlite3.Connection, blocks: Iterable[Block]) -> None:
+    """Raises LedgerError for one whose values are not of the kinds that are written."""
+    for block in blocks:
+        numbers: list[Any] = [block.first_seq, block.count, block.sessions, block.step, block.time]
+        if any(type(number) is not int for number in numbers) or type(block.head) is not str:
+            raise LedgerError(
+                f"{_path_of(tail)}: the commit at seq {block.first_seq!r} is not as it was written; run verify"
+            )
+
+
+def _path_of(tail: sqlite3.Connection) -> str:
+    return str(tail.execute("PRAGMA database_list").fetchone()[2])
 
 
 @lru_cache(maxsize=512)
@@ -219,9 +236,8 @@ def _readable(tail: sqlite3.Connection, first_seq: int) -> Iterator[None]:
     try:
         yield
     except (LedgerError, pa.ArrowException, sqlite3.Error, KeyError, TypeError, ValueError, OSError, EOFError) as error:
-        path = tail.execute("PRAGMA database_list").fetchone()[2]
         said = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DamagedRows(path, first_seq, said) from error
+        raise DamagedRows(_path_of(tail), first_seq, said) from error
 
 
 def _unpacked(batch: bytes, layout: bytes) -> pa.RecordBatch:

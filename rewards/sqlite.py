@@ -122,17 +122,22 @@ def translated(path: Path, doing: str) -> Iterator[None]:
 
 def _reason(error: Exception, path: Path) -> str:
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    said = "".join(c if c.isprintable() else "?" for c in str(error))
     if not path.exists():
         return "the file is missing; restore it from a copy of the ledger"
     if code == sqlite3.SQLITE_NOTADB:
         return "it is no SQLite database; is this the folder of a ledger?"
-    if code == sqlite3.SQLITE_CORRUPT or str(error).startswith(("no such table", "no such column")):
-        return f"the file is damaged ({error}); restore it from a copy of the ledger"
+    if _is_damage(code, said):
+        return f"the file is damaged ({said}); restore it from a copy of the ledger"
     if code == sqlite3.SQLITE_FULL:
-        return f"{error}; free some space"
+        return f"{said}; free some space"
     if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN) or isinstance(error, PermissionError):
-        return f"{error}; make the folder writable, or copy the ledger to one that is"
-    return str(error)
+        return f"{said}; make the folder writable, or copy the ledger to one that is"
+    return said
+
+
+def _is_damage(code: int, said: str) -> bool:
+    return code == sqlite3.SQLITE_CORRUPT or said.startswith(("no such table", "no such column", "Could not decode"))
 
 
 def sync_folder(path: Path) -> None:
