@@ -23,6 +23,11 @@ _COPY = "restore it from a copy of the ledger"
 _WITHOUT = "the log is whole without it, and `rewards seal` sets it aside"
 
 
+def uri(root: Path) -> str:
+    """The folder as the Delta library must be told it: in a bare path it reads `%41` and backslashes its own way."""
+    return root.absolute().as_uri()
+
+
 def open_table(root: Path) -> tuple["DeltaTable | None", str | None]:
     """The table, None where there is none yet; and what is wrong with its newest log entry, which then is passed over.
 
@@ -45,7 +50,7 @@ def open_table(root: Path) -> tuple["DeltaTable | None", str | None]:
         if newest == 0:
             return None, damage
     try:
-        return DeltaTable(root, version=None if damage is None else newest - 1), damage
+        return DeltaTable(uri(root), version=None if damage is None else newest - 1), damage
     except (DeltaError, OSError, ValueError) as error:
         raise LedgerError(_explained(root, entries, error)) from error
 

@@ -42,7 +42,7 @@ class Ledger:
 
         Raises: LedgerError when the folder is missing, is no ledger, or cannot be written where it must be.
         """
-        root = Path(path)
+        root = Path(path).absolute()  # a later change of the working folder must not lead elsewhere
         if create and not (root / DATABASE).exists():
             catalog.create(root)
         try:

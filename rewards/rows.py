@@ -21,18 +21,36 @@ _TEXTS = {name: Column(name, pa.string(), "", "") for name in TEXT_COLUMNS}
 
 
 @dataclass(frozen=True)
+class Packed:
+    """Rows as bytes of their own: what the caller does to his arrays later changes nothing."""
+
+    schema: pa.Schema
+    data: pa.Buffer
+
+    @classmethod
+    def of(cls, rows: pa.RecordBatch) -> "Packed":
+        """The rows, copied."""
+        return cls(rows.schema, rows.serialize())
+
+    def unpacked(self) -> pa.RecordBatch:
+        """The rows, as they were."""
+        return pa.ipc.read_record_batch(self.data, self.schema)
+
+
+@dataclass(frozen=True)
 class Batch:
     """Rows of one commit, checked.
 
-    step: of all rows, or the highest where the rows bring their own. rows: stored columns without seq; without step
-    and time where these are the commit's. texts: those that were given.
+    step: of all rows, or the highest where the rows bring their own; first_step: the lowest. rows: stored columns
+    without seq; without step and time where these are the commit's. texts: those that were given.
     """
 
+    first_step: int
     step: int
     count: int
     sessions: int
-    rows: pa.RecordBatch
-    texts: pa.RecordBatch | None
+    rows: Packed
+    texts: Packed | None
 
 
 def make_batch(step: int, rows: Any, defaults: Mapping[str, str | None]) -> Batch:
@@ -50,7 +68,10 @@ def make_batch(step: int, rows: Any, defaults: Mapping[str, str | None]) -> Batc
     if count == 0:
         raise LedgerError(f"append(step={step}): no rows; append what was scored, or do not call")
     _check_keys(given, rows)
-    return _checked(step, count, given, defaults)
+    whole = _checked(count, given, defaults)
+    sessions = pc.sum(pc.equal(whole.rows.column("split"), "train")).as_py()
+    texts = None if whole.texts is None else Packed.of(whole.texts)
+    return Batch(step, step, count, sessions, Packed.of(whole.rows), texts)
 
 
 def _ready(step: int, rows: pa.Table | pa.RecordBatch, defaults: Mapping[str, str | None]) -> Batch | None:
@@ -63,6 +84,7 @@ def _ready(step: int, rows: pa.Table | pa.RecordBatch, defaults: Mapping[str, st
         return None
     if isinstance(rows, pa.Table):
         rows = (rows if rows.column(0).num_chunks == 1 else rows.combine_chunks()).to_batches()[0]
+    _check_valid(rows)
     stored = rows.select(plain.stored)
     for name in plain.present:
         _check_present(BY_NAME[name], stored.column(name))
@@ -78,7 +100,16 @@ def _ready(step: int, rows: pa.Table | pa.RecordBatch, defaults: Mapping[str, st
         if name in plain.stored:
             return None
         stored = stored.append_column(name, pa.repeat(default, rows.num_rows))
-    return Batch(step, rows.num_rows, sessions, stored, rows.select(plain.texts) if plain.texts else None)
+    texts = Packed.of(rows.select(plain.texts)) if plain.texts else None
+    return Batch(step, step, rows.num_rows, sessions, Packed.of(stored), texts)
+
+
+def _check_valid(rows: pa.RecordBatch) -> None:
+    """Raises LedgerError for bytes that are no text, or offsets that lead nowhere: what would be stored unreadable."""
+    try:
+        rows.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise LedgerError(f"the table is not valid: {str(error).splitlines()[0]}; nothing of it is written") from error
 
 
 @dataclass(frozen=True)
@@ -130,7 +161,8 @@ def table_batches(table: pa.Table, defaults: Mapping[str, str | None], rows_a_ba
     """
     if table.num_rows == 0:
         raise LedgerError("append_table: no rows; append what was scored, or do not call")
-    given = {name: table.column(name) for name in table.schema.names}
+    _check_unique(table.schema.names)
+    given = dict(zip(table.schema.names, table.columns, strict=True))
     steps = given.pop("step", None)
     if steps is None:
         raise LedgerError("append_table: column `step` is missing; every row must have it")
@@ -140,20 +172,27 @@ def table_batches(table: pa.Table, defaults: Mapping[str, str | None], rows_a_ba
         row = int(np.argmax(np.diff(values, prepend=0) < 0))
         raise LedgerError(f"row {row}: column `step` is {values[row]}; steps count from 0 and do not go backwards")
     _check_keys(given, table)
-    whole = _checked(int(values[-1]), table.num_rows, given, defaults, steps)
-    return [_cut(whole, start, rows_a_batch) for start in range(0, whole.count, rows_a_batch)]
+    whole = _checked(table.num_rows, given, defaults, steps)
+    return [_cut(whole, start, rows_a_batch) for start in range(0, table.num_rows, rows_a_batch)]
 
 
-def _cut(whole: Batch, start: int, count: int) -> Batch:
+def _cut(whole: "_Checked", start: int, count: int) -> Batch:
     rows = whole.rows.slice(start, count)
     sessions = pc.sum(pc.equal(rows.column("split"), "train")).as_py()
-    texts = None if whole.texts is None else whole.texts.slice(start, count)
-    return Batch(rows.column("step")[-1].as_py(), rows.num_rows, sessions, rows, texts)
+    texts = None if whole.texts is None else Packed.of(whole.texts.slice(start, count))
+    steps = rows.column("step")
+    return Batch(steps[0].as_py(), steps[-1].as_py(), rows.num_rows, sessions, Packed.of(rows), texts)
+
+
+@dataclass(frozen=True)
+class _Checked:
+    rows: pa.RecordBatch
+    texts: pa.RecordBatch | None
 
 
 def _checked(
-    step: int, count: int, given: dict[str, Any], defaults: Mapping[str, str | None], steps: pa.Array | None = None
-) -> Batch:
+    count: int, given: dict[str, Any], defaults: Mapping[str, str | None], steps: pa.Array | None = None
+) -> _Checked:
     texts = _present(_TEXTS.values(), given, count)
     columns = _present(STORED, given, count)
     if steps is not None:
@@ -167,8 +206,7 @@ def _checked(
             columns[name] = pc.fill_null(columns[name], default)
     for name in sorted(_REQUIRED):
         _check_present(BY_NAME[name], columns.get(name))
-    sessions = pc.sum(pc.equal(columns["split"], "train")).as_py()
-    return Batch(step, count, sessions, _as_batch(columns), _as_batch(texts) if texts else None)
+    return _Checked(_as_batch(columns), _as_batch(texts) if texts else None)
 
 
 def _as_batch(columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
@@ -194,8 +232,14 @@ def _check_present(column: Column, array: pa.Array | None) -> None:
 
 def _by_column(rows: Any) -> tuple[int, dict[str, Any]]:
     if isinstance(rows, pa.Table | pa.RecordBatch):
+        _check_unique(rows.schema.names)
         return rows.num_rows, dict(zip(rows.schema.names, rows.columns, strict=True))
     if isinstance(rows, Mapping):
+        for name, values in rows.items():
+            if hasattr(values, "__len__") and not (is_column(values) or isinstance(values, str | bytes | Mapping)):
+                raise LedgerError(
+                    f"column `{name}` is {type(values).__name__}; give a list, a numpy array or an Arrow one"
+                )
         lengths = {name: len(values) for name, values in rows.items() if is_column(values)}
         if len(set(lengths.values())) > 1:
             said = ", ".join(f"`{name}` {length}" for name, length in lengths.items())
@@ -210,6 +254,12 @@ def _by_column(rows: Any) -> tuple[int, dict[str, Any]]:
         if type(row) is not dict and not isinstance(row, Mapping):
             raise LedgerError(f"row {i} is {type(row).__name__}, not a dict")
     return len(rows), pivot(rows)
+
+
+def _check_unique(names: Sequence[str]) -> None:
+    twice = [name for place, name in enumerate(names) if name in names[:place]]
+    if twice:
+        raise LedgerError(f"column `{twice[0]}` is there twice; give it once")
 
 
 def is_column(values: Any) -> bool:

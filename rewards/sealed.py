@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rewards.delta_log import COUNT, open_table
+from rewards.delta_log import COUNT, open_table, uri
 from rewards.errors import LedgerError
 from rewards.parts import SCHEMAS, Keys, Part, part_of, spared
 from rewards.sqlite import sync_folder
@@ -180,7 +180,7 @@ class Body:
                 # otherwise only those of the first 32 columns are looked at
                 "delta.dataSkippingStatsColumns": ",".join(name for name in _STATISTICS if name in schema.names),
             }
-            self._table = DeltaTable.create(self.root, schema, mode="ignore", configuration=configuration)
+            self._table = DeltaTable.create(uri(self.root), schema, mode="ignore", configuration=configuration)
             self._sync_log()
             sync_folder(self.root.parent)
         self._table.update_incremental()

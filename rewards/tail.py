@@ -39,7 +39,9 @@ class _Headless:
     secret: bytes | None
 
     def hot_rows(self) -> HotRows:
-        return whole_rows(self.first_seq, self.batch.rows, self.batch.texts, self.secret, (self.batch.step, self.time))
+        batch = self.batch
+        texts = None if batch.texts is None else batch.texts.unpacked()
+        return whole_rows(self.first_seq, batch.rows.unpacked(), texts, self.secret, (batch.step, self.time))
 
 
 def _check_leftover(path: Path) -> None:
@@ -115,8 +117,8 @@ class TailWriter:
         text_layout, texts, secret = None, None, None
         if batch.texts is not None:
             secret = os.urandom(SALT_BYTES)
-            text_layout, texts = self._packed(batch.texts, new)
-        layout, rows = self._packed(batch.rows, new)
+            text_layout, texts = self._layout_of(batch.texts.schema, new), memoryview(batch.texts.data)
+        layout, rows = self._layout_of(batch.rows.schema, new), memoryview(batch.rows.data)
         self._connection.execute(
             "INSERT INTO batches VALUES (?, ?, ?, ?, ?, ?)", (first_seq, layout, rows, text_layout, texts, secret)
         )
@@ -125,15 +127,14 @@ class TailWriter:
         self._connection.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?, NULL)", block)
         return _Headless(first_seq, now, batch, secret)
 
-    def _packed(self, batch: pa.RecordBatch, new: list[pa.Schema]) -> tuple[int, memoryview]:
-        schema = batch.schema
+    def _layout_of(self, schema: pa.Schema, new: list[pa.Schema]) -> int:
         for number, known in enumerate((*self._layouts, *new), start=1):
             if schema.equals(known):  # far cheaper than hashing it
-                return number, memoryview(batch.serialize())
+                return number
         number = len(self._layouts) + len(new) + 1
         self._connection.execute("INSERT INTO layouts VALUES (?, ?)", (number, schema.serialize().to_pybytes()))
         new.append(schema)
-        return number, memoryview(batch.serialize())
+        return number
 
     def close(self) -> None:
         """Closes the file; SQLite folds its log into it."""

@@ -44,6 +44,7 @@ def as_array(column: Column, values: Any, where: str = "row", count: int | None 
         values = _from_numpy(column, values, where)
     if isinstance(values, pa.Array):
         array = values if has_type(column, values.type) else _from_arrow(column, values, where)
+        _check_bytes(column, array)
         check_array(column, array, where)
         return array
     if column.name == "components":
@@ -60,6 +61,13 @@ def as_array(column: Column, values: Any, where: str = "row", count: int | None 
     if column.required or column.one_of:
         check_array(column, array, where)
     return array
+
+
+def _check_bytes(column: Column, array: pa.Array) -> None:
+    try:
+        array.validate(full=True)
+    except pa.ArrowInvalid as error:
+        raise LedgerError(f"column `{column.name}` is not valid: {str(error).splitlines()[0]}") from error
 
 
 def has_type(column: Column, kind: pa.DataType) -> bool:
@@ -212,7 +220,10 @@ def _plain(column: Column, kind: str, value: Any, where: str) -> Any:
         return value
     if convert is None:
         raise LedgerError(f"{where}: column `{column.name}` is {type(value).__name__}, not {_CALLED[kind]}")
-    return convert(value)
+    try:
+        return convert(value)
+    except OverflowError as error:
+        raise LedgerError(f"{where}: column `{column.name}`: {str(value)[:20]}... does not fit") from error
 
 
 def _first_misfit(column: Column, values: Sequence[Any], where: str) -> str | None:

@@ -82,7 +82,7 @@ class Writer:
             if isinstance(first, int) and 0 <= first < self._last_step:
                 raise LedgerError(f"append_table: step {first} comes after step {self._last_step} was written")
         batches = table_batches(table, self._defaults, rows_a_commit)
-        self._check_new(batches[0].rows.column("step")[0].as_py(), batches[0])
+        self._check_new(batches[0].first_step, batches[0])
         for batch in batches:
             ticket = self._put_rows(batch)
         ticket.wait()
@@ -207,7 +207,7 @@ def _check_step(step: Any) -> int:
         number = step.__index__() if not isinstance(step, bool) else None
     except AttributeError:
         number = None
-    if number is None or number < 0:
+    if number is None or not 0 <= number < 2**63:
         raise LedgerError(f"step is {step!r}, not a whole number from 0")
     return int(number)
 

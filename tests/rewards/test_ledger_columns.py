@@ -204,3 +204,70 @@ def test_a_resumed_attempt_takes_no_table_of_steps_that_are_on_record(ledger: Le
             again.append_table(stepped([4, 5]))
         again.append_table(stepped([5, 6]))
     assert ledger.sessions("r")["step"].to_pylist() == [1, 1, 5, 6]
+
+
+def test_a_buffer_that_the_trainer_uses_again_changes_neither_rows_nor_heads(ledger: Ledger) -> None:
+    with ledger.writer("r") as writer:
+        buffer = np.ones(4)
+        for step in range(1, 5):
+            buffer[:] = step
+            table = as_table({**columns(), "baseline_reward": [0.0] * 4})
+            table = table.set_column(
+                table.schema.get_field_index("baseline_reward"), "baseline_reward", pa.array(buffer)
+            )
+            writer.append(step, table, durable=step % 2 == 0)
+            buffer[:] = -1
+    assert ledger.sessions("r")["baseline_reward"].to_pylist() == [float(s) for s in (1, 2, 3, 4) for _ in range(4)]
+    assert ledger.verify().ok
+
+
+@pytest.mark.parametrize("as_dict", [True, False])
+def test_bytes_that_are_no_text_are_refused_before_they_are_stored(ledger: Ledger, as_dict: bool) -> None:
+    offsets = np.arange(0, 10, 2, dtype=np.int32)
+    bad = pa.Array.from_buffers(pa.string(), 4, [None, pa.py_buffer(offsets), pa.py_buffer(b"\xff\xfe" * 4)])
+    table = as_table(columns()).append_column("category", bad)
+    rows = {n: c.combine_chunks() for n, c in zip(table.schema.names, table.columns, strict=True)} if as_dict else table
+    with ledger.writer("r") as writer, pytest.raises(LedgerError, match="not valid"):
+        writer.append(1, rows)
+    assert ledger.sessions("r").num_rows == 0 and ledger.verify().ok
+
+
+def test_a_column_that_is_there_twice_or_of_a_strange_kind_is_named(writer: Writer) -> None:
+    table = as_table(columns())
+    with pytest.raises(LedgerError, match="column `pipeline` is there twice"):
+        writer.append(1, pa.Table.from_arrays([*table.columns, table["pipeline"]], [*table.schema.names, "pipeline"]))
+    with pytest.raises(LedgerError, match="column `advantage` is set; give a list"):
+        writer.append(1, {**columns(), "advantage": {1.0, 2.0, 3.0, 4.0}})
+
+
+def test_numbers_that_no_column_holds_are_refused_in_one_line(writer: Writer) -> None:
+    with pytest.raises(LedgerError, match=r"row 0: column `baseline_reward`.*does not fit"):
+        writer.append(1, [{"pipeline": "a", "split": "train", "prompt_id": "p", "baseline_reward": 10**400}])
+    with pytest.raises(LedgerError, match="step is"):
+        writer.append(2**63, columns())
+    writer.append(1, columns()).wait()
+
+
+@pytest.mark.parametrize("name", ["50%advantage", "a%20b", "a b", "a:b", "~x", "a\\b", "é#?", "it's"])
+def test_a_ledger_may_have_any_name(tmp_path: Any, name: str) -> None:
+    (tmp_path / "a b").mkdir()
+    with Ledger.open(tmp_path / name, create=True) as ledger:
+        with ledger.writer("r") as writer:
+            writer.append(1, columns())
+        assert ledger.seal()["rows"] == 0 and ledger.sizes()["sealed_rows"] == 4
+        assert ledger.sessions("r").num_rows == 4 and ledger.verify().ok
+        with ledger.connect() as connection:
+            assert connection.execute("SELECT count(*) FROM live").fetchone() == (4,)
+
+
+def test_a_change_of_the_working_folder_leads_nowhere_else(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with Ledger.open("ledger", create=True) as ledger:
+        writer = ledger.writer("r")
+        writer.append(1, columns())
+        monkeypatch.chdir(tmp_path / "other")
+        assert writer.checkpoint(1)["positions"]["0"]["seq"] == 4
+        writer.close()
+        assert ledger.sessions("r").num_rows == 4 and ledger.verify().ok
+    assert not list((tmp_path / "other").iterdir())
