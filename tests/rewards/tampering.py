@@ -85,7 +85,7 @@ def change(root: Path, key: Key, seq: int, table: str, how: Change, column: str 
         query = "SELECT max(first_seq) FROM batches WHERE first_seq <= ?"
         first = None if is_v1(path) else tail.execute(query, (seq,)).fetchone()[0]
         if first is not None and first + unpack(tail, first, "rows").num_rows > seq:
-            if column.endswith("_salt"):
+            if column.endswith("_salt") and column not in unpack(tail, first, "texts").schema.names:
                 assert tail.execute("UPDATE batches SET secret = zeroblob(16) WHERE first_seq = ?", (first,)).rowcount
                 return
             change_batch(tail, first, {"sessions": "rows"}.get(table, table), how)

@@ -208,6 +208,25 @@ def test_with_the_last_text_of_a_row_of_version_1_goes_its_salt() -> None:
         assert salt not in tail.read_bytes() and Ledger.open(case.root).verify().ok
 
 
+def test_rows_whose_texts_were_all_taken_out_are_sealed() -> None:
+    with scratch() as folder, Ledger.open(folder / "ledger", create=True) as ledger:
+        with ledger.writer("r", seal_rows=None) as writer:
+            writer.append(1, [row(0, **texts_of(1, 0))])
+        ledger.redact("r", 1, 0, 1, **WHY)
+        assert ledger.seal()["rows"] == 1
+        assert ledger.verify().ok and ledger.sessions("r", texts=True)["response"].to_pylist() == [None]
+
+
+def test_a_salt_without_a_text_beside_a_redaction_is_found() -> None:
+    with scratch() as folder:
+        case = hot(folder / "ledger")
+        redact_row(case, "response")
+        tampering.set_value(case.root, case.key, 4, "response_salt", b"x" * 16, table="texts")
+        assert "texts are stored for row 4, which was recorded without" in (
+            Ledger.open(case.root).verify().first_bad or ""
+        )
+
+
 def test_the_writer_goes_on_beside_a_redaction() -> None:
     with scratch() as folder, Ledger.open(folder / "ledger", create=True) as ledger:
         writer = ledger.writer("r", seal_rows=None)
