@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ledger_bench.ask import QUERIES
-from ledger_bench.data import chunks, sessions
+from ledger_bench.data import audited, chunks, sessions
 from ledger_bench.figures import Figure
 from rewards import Ledger
 from rewards.chain import ChainHasher, genesis
@@ -28,15 +31,29 @@ _PEAK_GIB = 1.5
 
 
 def bulk_import(folder: Path, rows: int, rng: np.random.Generator) -> list[Figure]:
-    """`rewards import` of a Parquet file without texts, the whole command; leaves its ledger in `imported`."""
-    source = folder / "sessions.parquet"
-    parts = chunks(rng, 0, rows, ROWS, _CHUNK)
+    """`rewards import` of Parquet files without texts: the command in a process of its own, its start included."""
+    wide = min(rows, max(200_000, rows // 10))
+    tables = {
+        "12 columns": (audited(rng, start, min(_CHUNK, rows - start), ROWS) for start in range(0, rows, _CHUNK)),
+        "with components": chunks(rng, 0, wide, ROWS, _CHUNK),
+    }
+    figures = []
+    for (name, parts), count, must in zip(tables.items(), (rows, wide), (500_000, None), strict=True):
+        seconds, columns = _imported(folder, parts, count)
+        note = f"{count:,} rows of {columns} columns, from the process's start to durable and sealed: {seconds:.2f} s"
+        figures.append(Figure(f"rewards import, {name}", count / seconds, "rows/s", must, False, note))
+    return figures
+
+
+def _imported(folder: Path, parts: Iterator[pa.Table], rows: int) -> tuple[float, int]:
+    """Seconds of the command, and the file's columns."""
+    source, ledger = folder / "sessions.parquet", folder / "imported"
     first = next(parts)
-    with pq.ParquetWriter(source, first.schema, compression="zstd") as file:
+    with pq.ParquetWriter(source, first.schema) as file:
         file.write_table(first)
         for part in parts:
             file.write_table(part)
-    command = ["import", str(source), "--ledger", str(folder / "imported"), "--run-id", "bulk", "--json"]
+    command = ["import", str(source), "--ledger", str(ledger), "--run-id", "bulk", "--json"]
     began = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "rewards.cli", *command], cwd=ROOT, check=True, capture_output=True, text=True
@@ -44,8 +61,8 @@ def bulk_import(folder: Path, rows: int, rng: np.random.Generator) -> list[Figur
     seconds = time.perf_counter() - began
     assert json.loads(done.stdout)["rows"] == rows
     source.unlink()
-    note = f"{rows:,} rows read twice (checked, then written), hashed, durable and sealed: {seconds:.1f} s"
-    return [Figure("rewards import, Parquet", rows / seconds, "rows/s", 500_000, False, note)]
+    shutil.rmtree(ledger)
+    return seconds, len(first.schema)
 
 
 def resumed_ledger(folder: Path, rows: int, rng: np.random.Generator) -> list[Figure]:
@@ -126,16 +143,18 @@ def hashing(rows: int, rng: np.random.Generator) -> list[Figure]:
 
 
 def verification(folder: Path) -> list[Figure]:
-    """`Ledger.verify` of the two ledgers, sealed."""
+    """`Ledger.verify` of the two ledgers, sealed; the limit is for rows without texts."""
     figures = []
-    for name, what in (("resumed", "no text"), ("appended", "300-byte text")):
+    for name, what, must in (("resumed", "no text", 300_000), ("appended", "300-byte text", None)):
         with Ledger.open(folder / name) as ledger:
             rows = ledger.sizes()["sealed_rows"]
             began, worked = time.perf_counter(), time.process_time()
             assert ledger.verify().ok
             seconds, work = time.perf_counter() - began, time.process_time() - worked
         note = f"{rows:,} rows in {seconds:.1f} s, {work:.1f} s of CPU"
-        figures.append(Figure(f"verify in all, {what}", rows / seconds, "rows/s", 300_000, False, note))
+        if must is None:
+            note += "; every text is read and hashed too; the limit is for rows without"
+        figures.append(Figure(f"verify in all, {what}", rows / seconds, "rows/s", must, False, note))
     return figures
 
 

@@ -70,7 +70,6 @@ def _components(raw: np.ndarray[Any, Any], rng: np.random.Generator, rows_a_step
     calls = np.repeat(rng.gamma(4.0, 3.0, (-(-rows // rows_a_step), parts)), rows_a_step, axis=0)[:rows]
     value = raw.copy()
     value[:, 2] = np.tanh(raw[:, 2])  # a score on another scale
-    nulls = pa.nulls(total, pa.float64())
     names = pa.array(COMPONENTS).take(pa.array(np.tile(np.arange(parts), rows)))
     scorers = pa.array(["task-1", "style-1", "4f2ac09b17d3"]).take(pa.array(np.tile(np.arange(parts), rows)))
     given = {
@@ -78,17 +77,14 @@ def _components(raw: np.ndarray[Any, Any], rng: np.random.Generator, rows_a_step
         "raw": pa.array(raw.ravel()),
         "value": pa.array(value.ravel()),
         "weight": pa.array(np.tile(WEIGHTS, rows)),
-        "differential_pct": nulls,
-        "pivot": nulls,
         "role": _constant("optimised", total),
         "status": _constant("ok", total),
         "scorer_id": scorers,
         "latency_ms": pa.array(calls.ravel().astype(np.float32)),
-        "cost": pa.nulls(total, pa.float32()),
     }
-    struct = COMPONENTS_TYPE.value_type
-    flat = pa.StructArray.from_arrays([given[field.name] for field in struct], fields=list(struct))
-    return pa.ListArray.from_arrays(pa.array(np.arange(0, total + 1, parts, dtype=np.int32)), flat, COMPONENTS_TYPE)
+    fields = [field for field in COMPONENTS_TYPE.value_type if field.name in given]
+    flat = pa.StructArray.from_arrays([given[field.name] for field in fields], fields=fields)
+    return pa.ListArray.from_arrays(pa.array(np.arange(0, total + 1, parts, dtype=np.int32)), flat)
 
 
 def sessions(
@@ -155,6 +151,31 @@ def sessions(
     return pa.table(columns)
 
 
+def audited(rng: np.random.Generator, first: int, count: int, rows_a_step: int) -> pa.Table:
+    """The twelve columns of a run that was logged for an audit; the arguments are those of `sessions`."""
+    number = np.arange(first, first + count)
+    prompts = -(-count // GROUP)
+    compliant = rng.random(count) < 0.7
+    baseline = rng.normal(0.5, 0.6, count)
+    gain = np.repeat(rng.choice((0.0, 12.0), prompts, p=(0.8, 0.2)), GROUP)[:count]
+    drawn = np.repeat(rng.integers(0, len(CATEGORIES), prompts), GROUP)[:count]
+    columns = {
+        "session": pa.array(number + 1),
+        "step": pa.array(number // rows_a_step + 1),
+        "prompt_id": _text("p", number // GROUP % 40_000),
+        "category": pa.array(CATEGORIES).take(pa.array(drawn)),
+        "classification": pc.if_else(pa.array(compliant), "answered", "refused"),
+        "compliant": pa.array(compliant),
+        "baseline_reward": pa.array(baseline),
+        "adjusted_reward": pa.array(baseline + gain / 100 * (baseline - 0.61)),
+        "differential_pct": pa.array(gain),
+        "trajectory_index": pa.array(np.repeat(rng.random(prompts), GROUP)[:count].astype(np.float32)),
+        "response_tokens": pa.array(rng.integers(20, 90, count).astype(np.int32)),
+        "kl_nats": pa.array(rng.gamma(2.0, 0.3, count).astype(np.float32)),
+    }
+    return pa.table(columns)
+
+
 def chunks(rng: np.random.Generator, first: int, count: int, rows_a_step: int, size: int) -> Iterator[pa.Table]:
     """The same, a table of at most `size` rows at a time."""
     for start in range(first, first + count, size):
@@ -162,7 +183,7 @@ def chunks(rng: np.random.Generator, first: int, count: int, rows_a_step: int, s
 
 
 def as_columns(table: pa.Table) -> dict[str, Any]:
-    """A dict of columns as a trainer has it: numpy arrays, lists of texts, components as lists of dicts."""
+    """A dict of columns as a trainer may have it: numpy arrays, lists of texts, components as lists of dicts."""
     columns: dict[str, Any] = {}
     for name in table.schema.names:
         column = table[name]
