@@ -56,7 +56,7 @@ def _imported(folder: Path, parts: Iterator[pa.Table], rows: int) -> tuple[float
     command = ["import", str(source), "--ledger", str(ledger), "--run-id", "bulk", "--json"]
     began = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "rewards.cli", *command], cwd=ROOT, check=True, capture_output=True, text=True
+        [sys.executable, "-m", "rewards.cli", *command], cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True
     )
     seconds = time.perf_counter() - began
     assert json.loads(done.stdout)["rows"] == rows
@@ -123,7 +123,7 @@ def _ask(ledger: Path, name: str) -> dict[str, Any]:
     assert name in QUERIES
     command = [sys.executable, str(Path(__file__).with_name("ask.py")), str(ledger), name]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
