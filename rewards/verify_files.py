@@ -115,7 +115,7 @@ def _wrong_keys(part: Part, keys: pa.Table, runs: Mapping[int, str]) -> str | No
     for name, bounds, values in held:
         if bounds is not None and values and not (bounds[0] <= min(values) and max(values) <= bounds[1]):
             return f"holds other values of `{name}` than the log of the table says, so that readers would pass it over"
-    if part.rows != keys.num_rows:
+    if part.rows not in (None, keys.num_rows):
         return f"holds {keys.num_rows} rows; the log of the table says {part.rows}"
     return None
 
