@@ -1,7 +1,7 @@
 """The blocks of many chains as arrays: which commits count, and the session number before each one's first row."""
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from rewards.catalog import Chain
 from rewards.errors import LedgerError
-from rewards.lineage import Lineage
+from rewards.lineage import Lineage, Place
 from rewards.sqlite import snapshot, translated
 
 FIELDS = ("first_seq", "count", "sessions", "step")
@@ -92,11 +92,14 @@ def number(lineage: Lineage, found: list[ChainBlocks]) -> Blocks:
     runs = {run: i for i, run in enumerate(lineage.runs)}
     limits = {run: lineage.live(run) for run in {blocks.chain.identity.run_id for blocks in found}}
     top = np.iinfo(np.int64).max
-    highest = []
+    cuts = {run: lineage.last_rows(run) for run in limits}
+    highest, last_rows = [], []
     for blocks in found:
-        limit = limits[blocks.chain.identity.run_id].get(blocks.chain.attempt.id, -1)
+        run_id, id = blocks.chain.identity.run_id, blocks.chain.attempt.id
+        limit = limits[run_id].get(id, -1)
         highest.append(top if limit is None else limit)
-    live = step <= spread(highest)
+        last_rows.append(last_row(cuts[run_id].get(id), blocks.chain.identity.writer))
+    live = (step <= spread(highest)) & (first_seq <= spread(last_rows))
     chain = spread([blocks.chain.number for blocks in found])
     run = spread([runs[blocks.chain.identity.run_id] for blocks in found])
     writer = spread([blocks.chain.identity.writer for blocks in found])
@@ -109,6 +112,14 @@ def number(lineage: Lineage, found: list[ChainBlocks]) -> Blocks:
     offset = np.empty_like(before)
     offset[order] = before
     return Blocks(place_keys(chain, first_seq), chain, first_seq, count, sessions, step, live, offset)
+
+
+def last_row(places: Mapping[int, Place] | None, writer: int) -> int:
+    """The last row of a writer that can count: all of an attempt that was not continued, none of one that came late."""
+    if places is None:
+        return int(np.iinfo(np.int64).max)
+    place = places.get(writer)
+    return 0 if place is None else place.seq
 
 
 def block_table(lineage: Lineage, chains: list[Chain]) -> pa.Table:

@@ -11,6 +11,7 @@ from operator import index
 from pathlib import Path
 
 from rewards import events
+from rewards.delta_log import check_path
 from rewards.errors import LedgerError
 from rewards.filesystem import check_local
 from rewards.heads import completed
@@ -57,6 +58,7 @@ def create(root: Path) -> None:
     Raises: LedgerError when the folder holds something else or cannot be written.
     """
     check_local(root)
+    check_path(root)
     with translated(root, "create a ledger"):
         if root.exists() and not root.is_dir():
             raise LedgerError(f"{root}: is a file; a ledger is a folder")

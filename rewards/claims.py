@@ -1,5 +1,6 @@
 """Claims: who may write. Writer 0 claims the next attempt of a run, the others join it; each place is taken once."""
 
+import json
 import os
 import sqlite3
 import time
@@ -12,7 +13,7 @@ from rewards.catalog import DATABASE, TAILS, mark_version, place_at, read_chains
 from rewards.chain import genesis
 from rewards.errors import LedgerError
 from rewards.hot import TailIdentity, read_blocks
-from rewards.lineage import Attempt, Lineage, Place, Position
+from rewards.lineage import Attempt, Lineage, Place, Position, places_payload
 from rewards.sqlite import snapshot, transaction, translated
 from rewards.tail import TailWriter
 
@@ -147,10 +148,18 @@ _Start = tuple[Attempt, int, dict[int, Place]]
 def _from_position(ledger: sqlite3.Connection, root: Path, lineage: Lineage, position: Position) -> _Start:
     """Checks that the ledger holds what the position speaks of: its events and every writer's rows."""
     parent = _find(lineage, root, position.run_id, position.attempt)
-    if ledger.execute("SELECT 1 FROM events WHERE hash = ?", (position.event_head,)).fetchone() is None:
+    query = "SELECT payload FROM events WHERE hash = ? AND run_id = ? AND attempt = ? AND kind = 'checkpoint'"
+    stored = ledger.execute(query, (position.event_head, position.run_id, position.attempt)).fetchone()
+    if stored is None:
         raise LedgerError(
             f"{root}: the events of this ledger are not those of the checkpoint at step {position.step} of run "
             f"`{position.run_id}`; was the ledger replaced by an older copy?"
+        )
+    recorded = json.loads(stored[0])
+    if (recorded["step"], recorded["positions"]) != (position.step, places_payload(position.places)):
+        raise LedgerError(
+            f"the position is not the one that the checkpoint at step {recorded['step']} of run `{position.run_id}` "
+            "handed out; pass it unchanged"
         )
     chains = {c.identity.writer: c for c in read_chains(ledger, root, lineage, parent.run_id) if c.attempt == parent}
     for writer, place in position.places.items():
@@ -166,6 +175,8 @@ def _from_position(ledger: sqlite3.Connection, root: Path, lineage: Lineage, pos
 def _from_step(ledger: sqlite3.Connection, root: Path, lineage: Lineage, fork_of: tuple[str, int, int]) -> _Start:
     """The parent's state at a step: every chain as of its last block up to that step."""
     run_id, number, step = fork_of
+    if step < 0:
+        raise LedgerError(f"fork_of= names step {step}; steps count from 0")
     parent = _find(lineage, root, run_id, number)
     path = {lineage.by_id[id].number for id in lineage.path(parent) if lineage.by_id[id].run_id == run_id}
     seen = [event.at_step for event in events.read(ledger, run_id) if event.attempt in path]

@@ -5,6 +5,7 @@ of it reads well. The newest one may be passed over, for nothing relies on it ye
 """
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +25,21 @@ _WITHOUT = "the log is whole without it, and `rewards seal` sets it aside"
 
 
 def uri(root: Path) -> str:
-    """The folder as the Delta library must be told it: in a bare path it reads `%41` and backslashes its own way."""
+    """The folder as the Delta library is told it.
+
+    Raises: LedgerError for a path that it would take for another one.
+    """
+    check_path(root)
     return root.absolute().as_uri()
+
+
+def check_path(root: Path) -> None:
+    """Raises LedgerError for a path with what the Delta library decodes: `a%20b` would be the folder `a b` to it."""
+    if "%" in str(root) or "\\" in str(root):
+        raise LedgerError(
+            f"{root}: a path with `%` or a backslash is read in another way by the Delta library; use another folder, "
+            "or move the ledger there"
+        )
 
 
 def open_table(root: Path) -> tuple["DeltaTable | None", str | None]:
@@ -36,6 +50,8 @@ def open_table(root: Path) -> tuple["DeltaTable | None", str | None]:
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError
 
+    check_path(root)
+    _check_process(root)
     entries = _entries(root)
     newest = max(entries, default=-1)
     if newest < 0 and not _checkpoints(root):
@@ -53,6 +69,20 @@ def open_table(root: Path) -> tuple["DeltaTable | None", str | None]:
         return DeltaTable(uri(root), version=None if damage is None else newest - 1), damage
     except (DeltaError, OSError, ValueError) as error:
         raise LedgerError(_explained(root, entries, error)) from error
+
+
+_started_in: list[int] = []  # the processes, fathers first, that used the Delta library before they were forked
+
+
+def _check_process(root: Path) -> None:
+    """Raises LedgerError in a process forked from one that used the Delta library: its threads are not here."""
+    if not _started_in:
+        _started_in.append(os.getpid())
+    elif _started_in[0] != os.getpid():
+        raise LedgerError(
+            f"{root}: this process was forked from one that had used the sealed tables, and cannot use them; start it "
+            "with `spawn`, or open the ledger only after the fork"
+        )
 
 
 def set_aside(root: Path) -> list[str]:

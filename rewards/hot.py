@@ -172,11 +172,11 @@ def last_block(tail: sqlite3.Connection, seq: int | None = None) -> Block | None
     return None if row is None else Block(*row)
 
 
-def live_counts(tail: sqlite3.Connection, max_step: int | None) -> tuple[int, int]:
-    """How many train sessions there are up to a step, and the highest step that has one."""
+def live_counts(tail: sqlite3.Connection, max_step: int | None, last_row: int) -> tuple[int, int]:
+    """How many train sessions there are up to a step and a row, and the highest step that has one."""
     where, arguments = ("", ()) if max_step is None else (" AND step <= ?", (max_step,))
-    query = "SELECT coalesce(sum(sessions), 0), coalesce(max(step), 0) FROM blocks WHERE sessions > 0" + where
-    sessions, last = tail.execute(query, arguments).fetchone()
+    query = "SELECT coalesce(sum(sessions), 0), coalesce(max(step), 0) FROM blocks WHERE sessions > 0"
+    sessions, last = tail.execute(query + " AND first_seq <= ?" + where, (last_row, *arguments)).fetchone()
     if type(sessions) is not int or type(last) is not int:
         raise LedgerError(f"{_path_of(tail)}: a commit is not as it was written; run verify")
     return sessions, last

@@ -129,6 +129,22 @@ class Lineage:
             here = self.by_id.get(here.parent) if here.parent < here.id else None
         return live
 
+    def last_rows(self, run_id: str) -> dict[int, Mapping[int, Place] | None]:
+        """The run's own attempts that count: attempt id -> where its writers were when it was continued.
+
+        None where it was not: all its rows count. Whatever a writer of a continued attempt wrote after that checkpoint
+        counts no more, at whichever step: its process was thought dead.
+        """
+        newest = self.newest(run_id)
+        found: dict[int, Mapping[int, Place] | None] = {}
+        after: Attempt | None = None
+        for id in {} if newest is None else self.path(newest):
+            here = self.by_id[id]
+            if here.run_id == run_id:
+                found[id] = None if after is None or after.run_id != run_id else after.places
+            after = here
+        return found
+
     def live(self, run_id: str) -> dict[int, int | None]:
         """The run's own attempts that count: attempt id -> highest live step; None where every step is live."""
         newest = self.newest(run_id)

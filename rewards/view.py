@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from rewards import events
-from rewards.blocks import place_keys
+from rewards.blocks import last_row, place_keys
 from rewards.catalog import DATABASE, Chain, read_chains, read_lineage
 from rewards.errors import LedgerError
 from rewards.hot import live_counts
@@ -146,12 +146,13 @@ def run_list(root: Path) -> list[dict[str, Any]]:
 def _overview(lineage: Lineage, run_id: str, chains: list[Chain], ends: list[events.Event]) -> dict[str, Any]:
     attempts = lineage.runs[run_id]
     newest = attempts[max(attempts)]
-    limits = lineage.live(run_id)
+    limits, cuts = lineage.live(run_id), lineage.last_rows(run_id)
     sessions, steps = 0, 0
     for chain in chains:
         if chain.attempt.id in limits:
             with snapshot(chain.path) as tail:
-                count, highest = live_counts(tail, limits[chain.attempt.id])
+                final = last_row(cuts[chain.attempt.id], chain.identity.writer)
+                count, highest = live_counts(tail, limits[chain.attempt.id], final)
             sessions, steps = sessions + count, max(steps, highest)
     last = [event for event in ends if event.run_id == run_id and event.attempt == newest.number][-1:]
     status = "open"
