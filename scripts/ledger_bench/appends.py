@@ -21,7 +21,7 @@ from rewards.writer import Writer
 
 ROWS = 256
 _AHEAD = 30  # commits whose values are drawn at a time; their rows are made one commit at a time
-_SEALING_COMMITS = 200  # at most, beside a seal
+_SEALING_COMMITS = 100  # at most, beside a seal
 
 Times = list[tuple[float, float]]  # of commits: ours, raw; in ms
 
