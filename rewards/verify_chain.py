@@ -208,17 +208,15 @@ def _wrong_origin(chain: Chain, lineage: Lineage, history: History) -> str | Non
 def _sessions_of(block: Block, chain: Chain, around: Surroundings) -> str:
     """The commit in people's words: step, rows, and the sessions they are in the live view."""
     rows = f"step {block.step}, seq {block.first_seq} to {block.last_seq}"
-    limits = around.lineage.live(chain.attempt.run_id)
-    limit = limits.get(chain.attempt.id)
-    if chain.attempt.id not in limits or (limit is not None and block.step > limit):
-        return f"{rows} (superseded)"
-    if not block.sessions:
-        return f"{rows} (not numbered)"
     mine = (c for c in around.chains if c.identity.run_id == chain.identity.run_id)
     try:
         blocks = numbered(around.lineage, read_all(mine))
-        where, _ = blocks.find(place_keys([chain.number], [block.first_seq]))
-        before = int(blocks.offset[where[0]])
+        (where,), _ = blocks.find(place_keys([chain.number], [block.first_seq]))
     except (LedgerError, TypeError, ValueError, OverflowError):
         return rows  # another chain of the run cannot be counted
+    if not blocks.live[where]:
+        return f"{rows} (superseded)"
+    if not block.sessions:
+        return f"{rows} (not numbered)"
+    before = int(blocks.offset[where])
     return f"{rows} (sessions {before + 1} to {before + block.sessions})"

@@ -200,7 +200,7 @@ def test_a_commit_replayed_under_new_numbers_is_found(copy: Path) -> None:
         "INSERT INTO batches SELECT 10, layout, rows, text_layout, texts, secret FROM batches WHERE first_seq = 4",
         "INSERT INTO blocks SELECT 10, count, sessions, step, time, crc32, head FROM blocks WHERE first_seq = 4",
     )
-    assert "step 2, seq 10 to 12 (sessions" in first_bad(copy)
+    assert "step 2, seq 10 to 12 (superseded): its rows or its head are not those" in first_bad(copy)
 
 
 # -- blocks ------------------------------------------------------------------------------------------------------------
