@@ -32,8 +32,23 @@ def _fresh(table: pa.Table) -> pa.Table:
     return pa.Table.from_batches([pa.ipc.read_record_batch(batch.serialize(), batch.schema)])
 
 
-FORMS: dict[str, Callable[[pa.Table], Any]] = {"Arrow table": _fresh, "columns": as_columns, "dicts": as_dicts}
-_CYCLE = ("Arrow table", "columns", "Arrow table", "dicts")  # what the limit is held to gets half of the commits
+# What a recorder beside another trainer knows of a session: no KL, no advantage.
+RECORDED = ("pipeline", "split", "category", "prompt_id", "group_id", "group_size", "policy_version")
+RECORDED += ("baseline_reward", "adjusted_reward", "components", "response_tokens", "prompt", "response")
+
+
+def _recorded(table: pa.Table) -> pa.Table:
+    return table.select(list(RECORDED))
+
+
+FORMS: dict[str, Callable[[pa.Table], Any]] = {
+    "Arrow table": lambda table: _fresh(_recorded(table)),
+    "columns": lambda table: as_columns(_recorded(table)),
+    "dicts": lambda table: as_dicts(_recorded(table)),
+    "Arrow table of a whole GRPO stage": _fresh,
+}
+_WIDE = "Arrow table of a whole GRPO stage"
+_CYCLE = ("Arrow table", "columns", "Arrow table", "dicts", "Arrow table", _WIDE)  # what is held to a limit gets half
 
 
 class _Bench:
