@@ -193,6 +193,9 @@ class _Checked:
 def _checked(
     count: int, given: dict[str, Any], defaults: Mapping[str, str | None], steps: pa.Array | None = None
 ) -> _Checked:
+    if isinstance(given.get("time"), list | tuple):
+        now = time.time_ns() // 1000
+        given["time"] = [now if value is None else value for value in given["time"]]
     texts = _present(_TEXTS.values(), given, count)
     columns = _present(STORED, given, count)
     if steps is not None:

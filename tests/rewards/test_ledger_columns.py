@@ -283,3 +283,12 @@ def test_a_change_of_the_working_folder_leads_nowhere_else(tmp_path: Any, monkey
         writer.close()
         assert ledger.sessions("r").num_rows == 4 and ledger.verify().ok
     assert not list((tmp_path / "other").iterdir())
+
+
+def test_rows_may_bring_their_time_or_leave_it_to_the_ledger(ledger: Ledger, writer: Writer) -> None:
+    given = as_dicts(columns())
+    given[1]["time"] = 1_000_000
+    writer.append(1, given)
+    writer.close()
+    times = [t.timestamp() for t in ledger.sessions("r")["time"].to_pylist()]
+    assert times[1] == 1.0 and all(t > 1e9 for t in (times[0], times[2], times[3])) and ledger.verify().ok
