@@ -11,11 +11,10 @@ import pyarrow as pa
 import pytest
 
 from rewards import Ledger
-from rewards.sealed import Body
+from tests.rewards.ledger_files import orphans
 from tests.rewards.ledger_rows import row, rows, scratch
 
 ROOT = Path(__file__).resolve().parents[2]
-TABLES = ("sessions", "texts", "attempts", "blocks")
 
 
 def build(path: Path) -> None:
@@ -54,11 +53,6 @@ def same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return a.keys() == b.keys() and all(
         a[key].equals(b[key]) if isinstance(a[key], pa.Table) else a[key] == b[key] for key in a
     )
-
-
-def orphans(path: Path) -> set[Path]:
-    listed = {part.path for name in TABLES for part in Body(path, name).parts()}
-    return {file for name in TABLES for file in (path / name).glob("*") if file.is_file()} - listed
 
 
 def crash_everywhere(stride: int, start: int) -> int:
