@@ -30,8 +30,8 @@ class Recorder:
 
     ledger: a folder, made where there is none, or an open ledger. pipeline: kind of training, by default as TRL's
     configuration class is called. columns: {ledger column: field of the data set}, beside category, dataset_id,
-    prompt_id and row_id, which are taken over by themselves. resume: the checkpoint's folder, where it cannot be
-    found from what the trainer says. advantages: sessions wait for the advantages that the trainer makes of them,
+    prompt_id and row_id, which are taken over by themselves unless they are None here. resume: the checkpoint's folder,
+    where it cannot be found from what the trainer says. advantages: sessions wait for those that the trainer makes,
     until its next callback; a kill in that time loses them, and without, the column stays null.
     """
 
@@ -43,7 +43,7 @@ class Recorder:
         pipeline: str | None = None,
         pipeline_id: str | None = None,
         arm: str | None = None,
-        columns: Mapping[str, str] | None = None,
+        columns: Mapping[str, str | None] | None = None,
         resume: str | os.PathLike[str] | None = None,
         advantages: bool = False,
     ) -> None:

@@ -37,8 +37,8 @@ class Place:
     trainer: Any
 
 
-def checked_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
-    """Ledger column -> field of the data set.
+def checked_columns(columns: Mapping[str, str | None] | None) -> dict[str, str]:
+    """Ledger column -> field of the data set; a column that is given None is left out.
 
     Raises: ConfigError for a column that a data set cannot give.
     """
@@ -46,7 +46,8 @@ def checked_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
     for name in chosen:
         if name not in MAPPED:
             raise ConfigError(f"columns: `{name}` is none that a data set can give; those are {', '.join(MAPPED)}")
-    return {**{name: name for name in TAKEN}, **chosen}
+    wanted = {**{name: name for name in TAKEN}, **chosen}
+    return {name: field for name, field in wanted.items() if field is not None}
 
 
 def rows_of(
@@ -120,9 +121,20 @@ def _fields(batch: Batch, columns: Mapping[str, str]) -> dict[str, list[Any]]:
         if isinstance(values, list | tuple) and len(values) == len(batch):
             # A category may be coded as a number; in the ledger it is a name.
             found[name] = [str(v) if isinstance(v, int) and name == "category" else v for v in values]
+            _check_names(name, field, values)
         elif name != field:
             raise ConfigError(f"columns: the data set has no field `{field}` for column `{name}`")
     return found
+
+
+def _check_names(name: str, field: str, values: Sequence[Any]) -> None:
+    """Raises ConfigError where a field of that name means something else than the ledger's column."""
+    odd = next((v for v in values if v is not None and not isinstance(v, str | int)), None)
+    if name in TAKEN and odd is not None:
+        raise ConfigError(
+            f"columns: the data set's field `{field}` holds {type(odd).__name__}, not names; give another one with "
+            f"columns={{'{name}': FIELD}}, or leave it out with columns={{'{name}': None}}"
+        )
 
 
 def _lengths(batch: Batch) -> dict[str, Any]:

@@ -164,3 +164,15 @@ def test_positional_arguments_are_read_as_the_function_names_them(tmp_path: Path
     assert wrapped(["answer"], ["question"]) == [1.0]
     recorder.close()
     assert [(row["prompt"], row["response"]) for row in read(tmp_path)] == [("question", "answer")]
+
+
+def test_a_field_that_means_something_else_is_named_and_can_be_left_out(tmp_path: Path) -> None:
+    batch = {"prompts": ["a", "b"], "completions": ["x", "yy"], "category": [["p"], ["q"]]}
+    with Recorder(tmp_path / "one", "run") as recorder:
+        (wrapped,) = recorder.wrap([length])
+        with pytest.raises(ConfigError, match=r"`category` holds list, not names.*columns=\{'category': None\}"):
+            wrapped(**batch)
+    with Recorder(tmp_path / "two", "run", columns={"category": None}) as recorder:
+        (wrapped,) = recorder.wrap([length])
+        wrapped(**batch)
+    assert [row["category"] for row in read(tmp_path / "two")] == [None, None]
