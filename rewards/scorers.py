@@ -48,12 +48,7 @@ def scorer_id(function: Function, kwargs: Mapping[str, Any], phrases: Sequence[s
         coded = inner if inspect.isroutine(inner) else type(inner)
         try:
             source = inspect.getsource(coded)
-        except (
-            OSError,
-            TypeError,
-            SyntaxError,
-            tokenize.TokenError,
-        ):  # built-in, typed into an interpreter, or its file changed since
+        except (OSError, TypeError, SyntaxError, tokenize.TokenError):  # built-in, typed in, or its file changed since
             source = f"{getattr(coded, '__module__', '')}:{getattr(coded, '__qualname__', '')}"
     content = json.dumps([source, kwargs, phrases], sort_keys=True, ensure_ascii=False, default=str)
     return hashlib.sha256(content.encode()).hexdigest()[:12]
