@@ -37,6 +37,8 @@ def _session_table(seen: Look, run_id: str, live: bool, texts: bool, damaged: li
     names = [*schema.names, "chain", "block", "position"]
     table = pa.concat_tables([*seen.sealed(names, run_id, damaged), seen.hot.select(names)]).combine_chunks()
     blocks = seen.blocks
+    if not len(blocks.keys):
+        table = table.slice(0, 0)  # its first rows were committed and sealed after we looked at the tail
     where, known = blocks.find(table["block"].to_numpy())
     if damaged is not None:
         known &= _first_of_its_key(table)

@@ -99,3 +99,23 @@ def test_a_process_forked_after_a_seal_is_told_so_and_loses_nothing(ledger: Ledg
     os.close(sender)
     assert "forked" in said and "spawn" in said, said
     assert ledger.sessions("child").num_rows == 3 and ledger.verify().ok
+
+
+def test_a_reader_that_saw_an_empty_tail_shows_nothing_of_what_was_sealed_since(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rewards import reading
+
+    writer = ledger.writer("r")
+    body = reading.Body
+
+    def later(*given: object, **named: object) -> object:
+        """The tables are opened after the tails were read: in between everything is written and sealed."""
+        if not writer.closed:
+            writer.append(1, rows(0, 3))
+            writer.close()
+        return body(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(reading, "Body", later)
+    assert ledger.sessions("r").num_rows == 0
+    assert ledger.sessions("r").num_rows == 3
