@@ -9,7 +9,7 @@ from pydantic import Field
 
 from rewards.config import Problem, Section
 from rewards.errors import ConfigError
-from rlhf.config.kl import DEMONSTRATIONS, Estimator, KLSettings, Level, Place, Preset, Ratio, refuse, resolve
+from rlhf.config.kl import Estimator, KLSettings, Level, Place, Preset, Ratio, resolve
 
 Source = Literal["frozen", "adapter_off", "precomputed", "none"]
 
@@ -56,55 +56,3 @@ class ReferenceSection(Section):
             yield "cache_dir", "has no effect without `source: precomputed`"
         if self.reference_model is not None and self.source in ("adapter_off", "none"):
             yield "reference_model", f"has no effect with `source: {self.source}`: use frozen or precomputed"
-
-
-class SFTReferenceSection(ReferenceSection):
-    """SFT: full-vocabulary KL(reference || policy) on the demonstration's tokens."""
-
-    kl_coefficient: float = Field(0.0, ge=0, description="lambda; per nat and token. 0: no constraint")
-    kl: KLSection | None = Field(None, description="Demonstrations allow estimator `full` only; null: that")
-
-    def settings(self) -> KLSettings:
-        """The four choices."""
-        return DEMONSTRATIONS if self.kl is None else self.kl.settings()
-
-    def rules(self) -> Iterator[Problem]:
-        """The only divergence that holds on demonstrations, from a reference that has logits."""
-        yield from super().rules()
-        if self.kl is not None and any(self.kl.rules()):
-            return
-        try:
-            refuse(self.settings(), on_policy=False)
-        except ConfigError as error:
-            yield "kl", str(error)
-        if self.kl_coefficient == 0:
-            if self.kl is not None:
-                yield "kl", "has no effect with `kl_coefficient: 0`"
-        elif self.source == "none":
-            yield "source", "a kl_coefficient above 0 needs a reference: frozen or adapter_off"
-        elif self.source == "precomputed":
-            yield "source", "a cached column has no logits, which the full-vocabulary KL needs: frozen or adapter_off"
-
-
-class OnlineReferenceSection(ReferenceSection):
-    """Online RL."""
-
-    beta: float = Field(
-        0.0,
-        ge=0,
-        description="Coefficient of the KL penalty; per nat and token, or per nat and sequence: see kl.level. "
-        "0: no penalty; a source set here is then only measured against",
-    )
-    kl: KLSection = Field(
-        default_factory=lambda: KLSection(preset="trl_grpo"), description="Form of the penalty; only with beta above 0"
-    )
-
-    def rules(self) -> Iterator[Problem]:
-        """A penalty needs a coefficient and a reference that can score new completions."""
-        yield from super().rules()
-        if self.beta == 0 and self.changed("kl"):
-            yield "kl", "has no effect with `beta: 0`"
-        if self.beta > 0 and self.source == "none":
-            yield "source", "a beta above 0 needs a reference: frozen or adapter_off"
-        if self.source == "precomputed":
-            yield "source", "completions of online RL are not known in advance: frozen or adapter_off"

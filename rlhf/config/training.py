@@ -1,4 +1,4 @@
-"""The train section of every stage. Defaults are TRL 1.16's, or the description says how they differ."""
+"""What every stage's train section has. Defaults are TRL 1.16's, or the description says how they differ."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Literal
 from pydantic import Field
 
 from rewards.config import Problem, Section
-
-PreferenceLoss = Literal["sigmoid"]
 
 
 class TrainSection(Section):
@@ -84,93 +82,3 @@ class TrainSection(Section):
         for key, is_off, why in off:
             if is_off and self.changed(key):
                 yield key, f"has no effect: {why}"
-
-
-class SFTTrainSection(TrainSection):
-    """SFT."""
-
-    completion_only_loss: bool | None = Field(
-        None, description="True: only completions are scored; null: true where a row has a prompt"
-    )
-    assistant_only_loss: bool = Field(False, description="Conversations: only assistant turns are scored")
-
-
-class RewardTrainSection(TrainSection):
-    """Reward model."""
-
-    learning_rate: float = Field(1e-4, gt=0, description="Peak of the schedule")
-    center_rewards_coefficient: float | None = Field(None, gt=0, description="Penalty on (r_chosen + r_rejected)^2")
-    rm_regularizer: Literal["grm_sft", "kl_ref"] | None = Field(
-        None, description="grm_sft: text-generation loss on the kept head; kl_ref: KL(reference || policy) on it"
-    )
-    rm_regularizer_weight: float = Field(0.01, gt=0, description="GRM, Yang et al. 2024")
-    reward_offset: Literal["none", "reference"] = Field(
-        "none", description="reference: the mean over reference texts is subtracted from every score"
-    )
-
-    def rules(self) -> Iterator[Problem]:
-        """A weight needs a regularizer."""
-        yield from super().rules()
-        if self.rm_regularizer is None and self.changed("rm_regularizer_weight"):
-            yield "rm_regularizer_weight", "has no effect without rm_regularizer (grm_sft or kl_ref)"
-
-
-class DPOTrainSection(TrainSection):
-    """DPO."""
-
-    learning_rate: float = Field(1e-6, gt=0, description="Peak of the schedule")
-    loss_type: list[PreferenceLoss] = Field(
-        default=["sigmoid"], min_length=1, description="sigmoid: DPO, Rafailov et al. 2023"
-    )
-    beta: float = Field(0.1, gt=0, description="Inverse temperature of the implicit reward, per nat of log-ratio")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Probability that a label is flipped (cDPO)")
-
-
-class GRPOTrainSection(TrainSection):
-    """GRPO."""
-
-    learning_rate: float = Field(1e-6, gt=0, description="Peak of the schedule")
-    loss_type: Literal["grpo", "dapo", "dr_grpo"] = Field(
-        "dapo", description="What token losses are divided by: their sequence, all tokens, or the greatest length"
-    )
-    num_generations: int = Field(8, ge=2, description="Completions of a prompt: a group")
-    max_completion_length: int = Field(512, gt=0, description="Tokens after which a completion is cut")
-    max_length: int | None = Field(
-        None, gt=1, description="Longest prompt and completion together; null: whatever the prompts need"
-    )
-    temperature: float = Field(1.0, gt=0, description="Of sampling; log-probabilities are those of this temperature")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus that completions are sampled from; 1: everything")
-    epsilon: float = Field(0.2, gt=0, description="The ratio pi / pi_old is clipped to 1 - epsilon from below")
-    epsilon_high: float | None = Field(None, gt=0, description="... and to 1 + epsilon_high; null: epsilon")
-    num_iterations: int = Field(1, ge=1, description="Optimizer steps on one set of rollouts")
-    scale_rewards: Literal["group", "batch", "none"] = Field(
-        "group", description="Whose standard deviation advantages are divided by"
-    )
-    mask_truncated_completions: bool = Field(False, description="Completions that were cut take no part in the loss")
-    max_sessions: int | None = Field(
-        None, gt=0, description="The run ends with exactly this many sessions; the last group may be smaller"
-    )
-
-    def rules(self) -> Iterator[Problem]:
-        """Clipping can act, and lengths and groups fit."""
-        yield from super().rules()
-        if self.num_iterations == 1:
-            for key in self.changed("epsilon", "epsilon_high"):
-                yield key, "has no effect with `num_iterations: 1`: the ratio is 1 then and is never clipped"
-        if self.max_length is not None and self.max_length <= self.max_completion_length:
-            yield "max_length", f"{self.max_length} leaves no prompt beside max_completion_length"
-        if self.world_size is not None and self._sessions(self.world_size) % self.num_generations:
-            yield "num_generations", f"{self._sessions(self.world_size)} sessions a step are no whole groups of it"
-
-    def cautions(self) -> Iterator[Problem]:
-        """A step without whole groups on one rank."""
-        yield from super().cautions()
-        if self.world_size is None and self._sessions(1) % self.num_generations:
-            yield (
-                "num_generations",
-                f"{self._sessions(1)} sessions a step and rank are no whole groups of {self.num_generations}: "
-                f"the number of ranks has to make up for it",
-            )
-
-    def _sessions(self, ranks: int) -> int:
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * ranks
