@@ -6,6 +6,7 @@ suffix    meaning
 B         rows of a micro-batch (sequences; a batch of N pairs has B = 2N rows)
 T         tokens, padded to the longest row of the micro-batch
 V         vocabulary
+X         counted tokens of a micro-batch, in row order
 N         pairs: rows 0..N-1 are the chosen texts, rows N..2N-1 the rejected
 P         prompts of an online-RL step, one group each
 G         completions of a prompt
@@ -30,12 +31,14 @@ class TokenBatch:
 
     Shapes: ids_BT int64; attention_BT bool, True where a token is real; mask_BT bool, True where a token is scored
     (a subset of attention_BT, never position 0); rows is one identifier per row, for errors and for the ledger.
+    group_B int64: rows with one number are about one prompt, and a model may read what they begin with only once.
     """
 
     ids_BT: Tensor
     attention_BT: Tensor
     mask_BT: Tensor
     rows: tuple[str, ...] = ()
+    group_B: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -45,7 +48,11 @@ class TokenBatch:
     def select(self, start: int, stop: int) -> TokenBatch:
         """Rows start..stop-1."""
         return TokenBatch(
-            self.ids_BT[start:stop], self.attention_BT[start:stop], self.mask_BT[start:stop], self.rows[start:stop]
+            self.ids_BT[start:stop],
+            self.attention_BT[start:stop],
+            self.mask_BT[start:stop],
+            self.rows[start:stop],
+            None if self.group_B is None else self.group_B[start:stop],
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def pairs(
     """Pairs, the chosen texts first. gains: 1 + d, 1 where null; margins: the explicit offset m, 0 where null."""
     sequences = [s.chosen for s in samples] + [s.rejected for s in samples]
     names = [s.row_id for s in samples]
-    tokens = token_batch(sequences, pad_id, names * 2)
+    tokens = replace(token_batch(sequences, pad_id, names * 2), group_B=torch.arange(len(samples)).repeat(2))
     return PairBatch(
         tokens,
         _per_row(gains, 1.0, len(samples)),

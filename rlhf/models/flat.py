@@ -1,77 +1,37 @@
-"""Only the work that counts: a batch as one flat row of real tokens, and a head that sees counted positions only.
+"""Only the work that counts: a batch as one flat row of real tokens, and attention that keeps its texts apart.
 
-Linear layers and norms work on real tokens, attention sees the rows apart. One attention function is registered with
-transformers under `NAME`: given a layout it puts the flat tokens back into rows for the attention itself; without one
-it is sdpa, masks included, so that padded batches and decoding work as before.
+Linear layers and norms work on real tokens, and on what several rows begin with only once. One attention function is
+registered with transformers under `NAME`: given a layout it attends within each text; without one it does what sdpa
+does, masks included, so that padded batches and decoding work as before.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rlhf.batch import TokenBatch
+from rlhf.models.layout import Layout
 
 NAME = "rlhf_flat"
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where the N real tokens of a batch stand.
+class _Call(NamedTuple):
+    """What a layer asks of its attention."""
 
-    Shapes: source_N place of each in the batch's flattened (B, T); place_N its place in rows that begin at column 0,
-    flattened (rows, columns); position_N its number within its row; last_B the flat index of each row's last token.
-    """
-
-    source_N: Tensor
-    place_N: Tensor
-    position_N: Tensor
-    last_B: Tensor
-    rows: int
-    columns: int
-
-    @classmethod
-    def of(cls, tokens: TokenBatch) -> Layout:
-        """The layout of a batch, padded on whichever side."""
-        attention_BT = tokens.attention_BT
-        source_N = attention_BT.flatten().nonzero()[:, 0]
-        position_N = (attention_BT.cumsum(1) - 1).flatten()[source_N]
-        columns = int(position_N.max()) + 1
-        place_N = source_N // attention_BT.shape[1] * columns + position_N
-        last_B = attention_BT.sum(1).cumsum(0) - 1
-        return cls(source_N, place_N, position_N, last_B, tokens.size, columns)
-
-    def flat(self, values_BT: Tensor) -> Tensor:
-        """Per-token values of the batch as one row. Shapes: returns (1, N)."""
-        return values_BT.flatten()[self.source_N][None]
-
-    def inputs(self, tokens: TokenBatch) -> dict[str, Any]:
-        """What the model is called with. The mask of one element is handed through as it is, and ignored."""
-        return {
-            "input_ids": self.flat(tokens.ids_BT),
-            "position_ids": self.position_N[None],
-            "attention_mask": torch.ones(1, 1, 1, 1, dtype=torch.bool, device=tokens.ids_BT.device),
-            "use_cache": False,
-            "flat_layout": self,
-        }
-
-    def apart(self, states: Tensor) -> Tensor:
-        """Flat heads as rows. Shapes: (1, heads, N, width) to (rows, heads, columns, width), 0 where nothing stands."""
-        states_NHW = states[0].transpose(0, 1)
-        padded = states_NHW.new_zeros(self.rows * self.columns, *states_NHW.shape[1:])
-        padded = padded.index_copy(0, self.place_N, states_NHW)
-        return padded.view(self.rows, self.columns, *states_NHW.shape[1:]).transpose(1, 2)
-
-    def together(self, states: Tensor) -> Tensor:
-        """Rows as flat tokens. Shapes: (rows, columns, ...) to (1, N, ...)."""
-        return states.flatten(0, 1).index_select(0, self.place_N)[None]
+    scaling: float | None
+    window: int | None
+    softcap: float | None
+    dropout: float
 
 
 def attention(
@@ -83,12 +43,92 @@ def attention(
     flat_layout: Layout | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention over the rows of a layout, which begin at column 0: no token sees what fills them up."""
-    if flat_layout is None:
+    """Causal attention within each text of a layout; no text sees another but for what they begin with together."""
+    softcap = options.get("softcap")
+    if flat_layout is None and softcap is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    rows = [flat_layout.apart(states) for states in (query, key, value)]
-    output, _ = sdpa_attention_forward(module, *rows, None, **options)
-    return flat_layout.together(output), None
+    call = _Call(options.get("scaling"), options.get("sliding_window"), softcap, float(options.get("dropout") or 0.0))
+    if flat_layout is None:
+        return _by_hand(query, key, value, _bool(attention_mask, query, key), call).transpose(1, 2).contiguous(), None
+    _seen.append(call.window)
+    dtype = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else value.dtype
+    states = [part.to(dtype) for part in (query, key, value)]
+    if query.device.type == "cpu":
+        return _by_text(flat_layout, *states, call), None
+    return flat_layout.together(_in_rows(flat_layout, *states, call)), None
+
+
+_seen: list[int | None] = []
+
+
+def _by_text(layout: Layout, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
+    """Text by text: nothing is padded, and a processor's cache holds what is worked on."""
+    sizes = [size for shared, rests in layout.groups for size in (shared + rests[0], *rests[1:])]
+    parts = iter(zip(*(states.split(sizes, dim=2) for states in (query, key, value)), strict=True))
+    outputs = []
+    for shared, rests in layout.groups:
+        trunk = next(parts)
+        outputs.append(_attend(*trunk, call))
+        front = [states[:, :, :shared] for states in trunk[1:]]
+        for rest in islice(parts, len(rests) - 1):
+            keys, values = (
+                (torch.cat([a, b], dim=2) for a, b in zip(front, rest[1:], strict=True)) if shared else rest[1:]
+            )
+            outputs.append(_attend(rest[0], keys, values, call))
+    return torch.cat([output.transpose(1, 2) for output in outputs], dim=1)
+
+
+def _in_rows(layout: Layout, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
+    """All texts at once, put back into rows: few large operations for a device that likes them."""
+    return _attend(*(layout.apart(states) for states in (query, key, value)), call)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
+    """Causal attention of the last positions of `key`. Shapes: (B, heads, positions, width)."""
+    square = query.shape[2] == key.shape[2]
+    near = call.window is None or key.shape[2] <= call.window
+    slow = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)  # sdpa's kernel is, in half
+    if slow or call.softcap is not None:
+        return _by_hand(query, key, value, _causal(query, key, call.window), call)
+    if key.shape[1] != query.shape[1]:
+        key, value = (repeat_kv(states, query.shape[1] // key.shape[1]) for states in (key, value))
+    mask = None if square and near else _causal(query, key, call.window)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, dropout_p=call.dropout, is_causal=mask is None, scale=call.scaling
+    )
+
+
+def _by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, call: _Call) -> Tensor:
+    """Attention as two matrix products: with a soft cap, and for half precision on a processor, where it is faster.
+
+    Query heads that share a key are rows of one product.
+    """
+    batch, heads, length, width = query.shape
+    shared = key.shape[1]
+    scaling = width**-0.5 if call.scaling is None else call.scaling
+    rows = (query * scaling).reshape(batch, shared, heads // shared * length, width)
+    scores = (rows @ key.transpose(2, 3)).view(batch, shared, heads // shared, length, key.shape[2])
+    if call.softcap is not None:
+        scores = torch.tanh(scores / call.softcap) * call.softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask.view(-1, 1, 1, *mask.shape[-2:]), torch.finfo(scores.dtype).min)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
+    weights = drop(weights, call.dropout) if call.dropout else weights
+    return (weights.view(batch, shared, heads // shared * length, key.shape[2]) @ value).view(query.shape)
+
+
+def _causal(query: Tensor, key: Tensor, window: int | None) -> Tensor:
+    """True where a query may look. Shapes: (queries, keys), the queries being the last positions."""
+    at = torch.arange(key.shape[2], device=key.device)
+    behind = at[-query.shape[2] :, None] - at
+    return (behind >= 0) if window is None else (behind >= 0) & (behind < window)
+
+
+def _bool(attention_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:
+    """A mask as sdpa takes it, made True where a query may look; None means causal to sdpa."""
+    if attention_mask is None:
+        return None if query.shape[2] == 1 else _causal(query, key, None)
+    return attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
 
 
 AttentionInterface.register(NAME, attention)
@@ -98,31 +138,35 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def flat_reach(core: Any) -> int:
     """How long rows may be that this model can be given flat; 0 where it cannot.
 
-    Tried on two rows: the hidden states must be those of the padded batch. Such a model is left with the attention
-    function above, any other as it was. A model that looks back a limited distance takes rows within that distance.
+    Tried on three rows, of which two begin alike: the hidden states must be those of the padded batch. Such a model is
+    left with the attention function above, any other as it was. A model that looks back a limited distance and does
+    not tell its attention so takes rows within that distance.
     """
     config, before = core.config, core.config._attn_implementation
     reach = _lookback(config.get_text_config())
-    if reach == 0 or before not in ("sdpa", NAME) or not getattr(core, "_supports_attention_backend", False):
+    # A model that does not support sdpa stands on `eager` without having been asked for it.
+    known = ("sdpa", NAME) if getattr(core, "_supports_sdpa", True) else ("sdpa", NAME, "eager")
+    if reach == 0 or before not in known or not getattr(core, "_supports_attention_backend", False):
         return 0
-    tokens = _trial(core, min(9, reach))
-    layout = Layout.of(tokens)
-    padded_BTH = core.base_model(**_padded(tokens)).last_hidden_state
+    tokens = trial_batch(core, min(9, reach))
+    layout = Layout.of(tokens, least_shared=1)
+    padded_BTH = core.base_model(**padded_inputs(tokens)).last_hidden_state
     config._attn_implementation = NAME
+    _seen.clear()
     try:
         flat_1NH = core.base_model(**layout.inputs(tokens)).last_hidden_state
-        same = _close(flat_1NH[0], padded_BTH.flatten(0, 1)[layout.source_N])
+        same = bool(_seen) and close(flat_1NH[0], padded_BTH.flatten(0, 1)[layout.source_N])
     except (TypeError, ValueError, RuntimeError):  # an argument it does not take, a shape it does not expect
         same = False
     if not same:
         config._attn_implementation = before
-    return reach if same else 0
+        return 0
+    told = any(window is not None for window in _seen)
+    return sys.maxsize if told and not _chunked(config.get_text_config()) else reach
 
 
-def head_is_all(core: Any) -> bool:
-    """Whether logits are the head's output and nothing more, no scaling, no soft cap: tried on two rows, to the bit."""
-    head, inputs = core.get_output_embeddings(), _padded(_trial(core))
-    return head is not None and torch.equal(head(core.base_model(**inputs).last_hidden_state), core(**inputs).logits)
+def _chunked(config: Any) -> bool:
+    return isinstance(getattr(config, "attention_chunk_size", None), int)
 
 
 def _lookback(config: Any) -> int:
@@ -133,20 +177,23 @@ def _lookback(config: Any) -> int:
     return min([limit for limit in limits if isinstance(limit, int)], default=sys.maxsize)
 
 
-def _trial(core: Any, columns: int = 9) -> TokenBatch:
-    """Two rows of different lengths and tokens."""
+def trial_batch(core: Any, columns: int = 9) -> TokenBatch:
+    """Three rows of different lengths and tokens, the first two with a common beginning."""
     vocabulary = core.config.get_text_config().vocab_size
-    ids_BT = torch.arange(1, 2 * columns + 1, device=core.device).view(2, columns) * 7919 % vocabulary
+    ids_BT = torch.arange(1, 3 * columns + 1, device=core.device).view(3, columns) * 7919 % vocabulary
+    ids_BT[1, : columns // 2] = ids_BT[0, : columns // 2]
     attention_BT = torch.ones_like(ids_BT, dtype=torch.bool)
-    attention_BT[0, columns // 2 + 1 :] = False
-    return TokenBatch(ids_BT, attention_BT, attention_BT)
+    attention_BT[0, columns // 2 + 2 :] = False
+    return TokenBatch(ids_BT, attention_BT, attention_BT, group_B=torch.tensor([0, 0, 1]))
 
 
-def _padded(tokens: TokenBatch) -> dict[str, Any]:
+def padded_inputs(tokens: TokenBatch) -> dict[str, Any]:
+    """What a model is called with that does not take flat rows."""
     return {"input_ids": tokens.ids_BT, "attention_mask": tokens.attention_BT.long(), "use_cache": False}
 
 
-def _close(one: Tensor, two: Tensor) -> bool:
+def close(one: Tensor, two: Tensor) -> bool:
+    """Equal but for the order of sums, measured at the largest of them."""
     half = one.dtype in (torch.float16, torch.bfloat16)
     tolerance = 4 * torch.finfo(one.dtype).eps if half else 64 * torch.finfo(torch.float32).eps
     return bool((one - two).abs().max() <= tolerance * two.abs().max())

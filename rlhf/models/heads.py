@@ -55,18 +55,9 @@ class RewardModel(Policy):
         """
         self._check(need, LANGUAGE | {"scores"})
         language = need - {"scores"}
-        if "scores" not in need:
-            return super().forward(tokens, language, temperature)
-        if language:
-            output = self._core()(**self._inputs(tokens), output_hidden_states=True)
-            result = self._with_logits(output.logits, tokens, language, temperature)
-            return result._replace(scores_B=self._score(_last(output.hidden_states[-1], tokens)))
-        layout = self._layout(tokens)
-        if layout is not None:
-            states = self._core().base_model(**layout.inputs(tokens)).last_hidden_state
-            return PolicyOutput(scores_B=self._score(states[0, layout.last_B]))
-        states = self._core().base_model(**self._inputs(tokens)).last_hidden_state
-        return PolicyOutput(scores_B=self._score(_last(states, tokens)))
+        encoded = self._encode(tokens, language=bool(language))
+        output = self._language(encoded, language, temperature) if language else PolicyOutput()
+        return output._replace(scores_B=self._score(encoded.last())) if "scores" in need else output
 
     def _score(self, states_BH: Tensor) -> Tensor:
         # Products and a sum, not a linear layer: autocast would round a linear layer's result to bfloat16.
@@ -110,10 +101,3 @@ class RewardModel(Policy):
         with torch.no_grad():
             self.head_weight.copy_(head["weight"])
             self.offset.copy_(head["offset"])
-
-
-def _last(states_BTH: Tensor, tokens: TokenBatch) -> Tensor:
-    """The state at each row's last real token."""
-    index_T = torch.arange(tokens.attention_BT.shape[1], device=states_BTH.device)
-    last_B = torch.where(tokens.attention_BT, index_T, -1).amax(dim=1)
-    return states_BTH[torch.arange(tokens.size, device=states_BTH.device), last_B]

@@ -14,15 +14,18 @@ from torch import Tensor, nn
 
 from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch
+from rlhf.models.encoded import Encoded, HeadForm, counted, head_form
 from rlhf.models.flat import NAME as FLAT
-from rlhf.models.flat import Layout, flat_reach, head_is_all
-from rlhf.ops.logprobs import PolicyOutput, aligned, entropy, gather_logprobs, predictors, scatter
+from rlhf.models.flat import flat_reach
+from rlhf.models.layout import Layout
+from rlhf.ops.logprobs import PolicyOutput, gather_logprobs, position_collision, position_entropy, scatter
+from rlhf.ops.readout import read
 from rlhf.reference.policy import quiet
 
 BASE_FOLDER = "base"
 ADAPTER_FILE = "adapter_model.safetensors"
 _log = logging.getLogger(__name__)
-LANGUAGE = frozenset({"logps", "logits", "entropy"})
+LANGUAGE = frozenset({"logps", "logits", "entropy", "collision"})
 
 
 class Policy(nn.Module):
@@ -36,8 +39,12 @@ class Policy(nn.Module):
         super().__init__()
         self.model = model
         core = self._core()
-        self._takes_positions = "position_ids" in inspect.signature(core.forward).parameters
-        self._shortcuts: tuple[int, bool] | None = None
+        arguments = inspect.signature(core.forward).parameters
+        self._takes_positions = "position_ids" in arguments
+        self._takes_kept_places = "logits_to_keep" in arguments
+        self._shortcuts: tuple[int, HeadForm | None] | None = None
+        # Of the text that each input token of the pass under way belongs to; shaped like the ids the model is given.
+        self.input_lengths: Tensor | None = None
         # An embedding gives its padding row no gradient, and many models pad with their end token: it must be learned
         # where it is real. Positions that are padding are outside every mask and need no such protection.
         embeddings = core.get_input_embeddings()
@@ -66,43 +73,62 @@ class Policy(nn.Module):
     def forward(
         self, tokens: TokenBatch, need: frozenset[str] = frozenset({"logps"}), temperature: float = 1.0
     ) -> PolicyOutput:
-        """What `need` names of: logps, logits, entropy. The others are None.
+        """What `need` names of: logps, logits, entropy, collision. The others are None.
 
-        Shapes: logps_BT, entropy_BT, 0 outside `tokens.mask_BT`; logits_BTV, every position; index t speaks of token t.
-        Units: nats; logps and entropy of softmax(logits / temperature), logits as the model gives them.
+        Shapes: logps_BT, entropy_BT, collision_BT, 0 outside `tokens.mask_BT`, the last two without a gradient;
+        logits_XV of the counted tokens in row order; index t speaks of token t.
+        Units: nats; all but the logits are those of softmax(logits / temperature), logits as the model gives them.
         """
         self._check(need, LANGUAGE)
-        if "logits" in need:
-            return self._with_logits(self._core()(**self._inputs(tokens)).logits, tokens, need, temperature)
-        layout = self._layout(tokens)
+        return self._language(self._encode(tokens, language=True), need, temperature)
+
+    def _encode(self, tokens: TokenBatch, *, language: bool = False) -> Encoded:
+        """One pass of the backbone; with `language`, logits come with it where the head cannot be applied alone."""
+        reach, form = self.shortcuts()
+        core = self._core()
+        layout = Layout.of(tokens) if int(tokens.attention_BT.sum(1).max()) <= reach else None
         inputs = self._inputs(tokens) if layout is None else layout.inputs(tokens)
-        mask = tokens.mask_BT if layout is None else layout.flat(tokens.mask_BT)
-        if self._tried()[1]:
-            states = self._core().base_model(**inputs).last_hidden_state
-            logits_XV = self._core().get_output_embeddings()(predictors(states, mask))
+        self.input_lengths = _lengths(tokens, layout)
+        if form is not None or not language:
+            states = core.base_model(**inputs).last_hidden_state
+            return Encoded(tokens, layout, states if layout is None else states[0])
+        if layout is None or not self._takes_kept_places:
+            output = core(**inputs, output_hidden_states=True)
+            logits = output.logits if layout is None else output.logits[0]
+            logits_XV = counted(logits, tokens, layout)
         else:
-            logits_XV = predictors(self._core()(**inputs).logits, mask)
-        return _of_counted(logits_XV, tokens, need, temperature)
+            keep = layout.predictors(tokens.mask_BT, tokens.attention_BT)
+            output = core(**inputs, output_hidden_states=True, logits_to_keep=keep)
+            logits_XV = output.logits[0]
+        states = output.hidden_states[-1]
+        return Encoded(tokens, layout, states if layout is None else states[0], logits_XV)
 
-    def _with_logits(
-        self, logits_BTV: Tensor, tokens: TokenBatch, need: frozenset[str], temperature: float
-    ) -> PolicyOutput:
-        output = PolicyOutput()
-        if need & {"logps", "entropy"}:
-            output = _of_counted(predictors(logits_BTV, tokens.mask_BT), tokens, need, temperature)
-        return output._replace(logits_BTV=aligned(logits_BTV)) if "logits" in need else output
+    def _language(self, encoded: Encoded, need: frozenset[str], temperature: float) -> PolicyOutput:
+        """What the language-model head says of the counted tokens."""
+        form, mask_BT = self.shortcuts()[1], encoded.tokens.mask_BT
+        ids_X = encoded.tokens.ids_BT[mask_BT]
+        logits_XV = encoded.logits_XV
+        if logits_XV is None:
+            assert form is not None
+            head = form.of(self._core())
+            if "logits" not in need:
+                found = read(encoded.counted(), head, ids_X, temperature, spread=bool(need & {"entropy", "collision"}))
+                return _placed(need, mask_BT, *found)
+            logits_XV = head.logits(encoded.counted())
+        logps_X = gather_logprobs(logits_XV, ids_X, temperature) if "logps" in need else None
+        with torch.no_grad():
+            entropy_X = position_entropy(logits_XV, temperature) if "entropy" in need else None
+            collision_X = position_collision(logits_XV, temperature) if "collision" in need else None
+        placed = _placed(need, mask_BT, logps_X, entropy_X, collision_X)
+        return placed._replace(logits_XV=logits_XV) if "logits" in need else placed
 
-    def _layout(self, tokens: TokenBatch) -> Layout | None:
-        """Where the model takes this batch without its padding: the layout."""
-        return Layout.of(tokens) if tokens.ids_BT.shape[1] <= self._tried()[0] else None
-
-    def _tried(self) -> tuple[int, bool]:
-        """How long flat rows may be, and whether the head can be applied alone; found out once per attention."""
+    def shortcuts(self) -> tuple[int, HeadForm | None]:
+        """How long flat rows may be, and how the head makes logits; found out once per attention implementation."""
         changed = self._shortcuts is not None and self._shortcuts[0] and self.config._attn_implementation != FLAT
         if self._shortcuts is None or changed:
             core = self._core()
             with torch.autocast(self.device.type, enabled=False), quiet(self.model):
-                self._shortcuts = (flat_reach(core) if self._takes_positions else 0, head_is_all(core))
+                self._shortcuts = (flat_reach(core) if self._takes_positions else 0, head_form(core))
             if not self._shortcuts[0]:
                 _log.info("%s is given padded rows: it does not take flat ones", type(core).__name__)
         return self._shortcuts
@@ -212,16 +238,18 @@ class Policy(nn.Module):
         self._core().save_pretrained(folder, state_dict=state)
 
 
-def _of_counted(logits_XV: Tensor, tokens: TokenBatch, need: frozenset[str], temperature: float) -> PolicyOutput:
-    mask_BT = tokens.mask_BT
-    logps_BT = entropy_BT = None
-    if "logps" in need:
-        logps_BT = scatter(gather_logprobs(logits_XV, tokens.ids_BT[mask_BT], temperature), mask_BT)
-    if "entropy" in need:
-        # `entropy` takes aligned rows, in which position 0 predicts nothing: one is put before the counted ones.
-        row_XV = torch.cat([logits_XV[:1], logits_XV])
-        entropy_BT = scatter(entropy(row_XV[None], temperature)[0, 1:], mask_BT)
-    return PolicyOutput(logps_BT=logps_BT, entropy_BT=entropy_BT)
+def _placed(
+    need: frozenset[str], mask_BT: Tensor, logps_X: Tensor | None, entropy_X: Tensor | None, collision_X: Tensor | None
+) -> PolicyOutput:
+    found = {"logps": logps_X, "entropy": entropy_X, "collision": collision_X}
+    values = {f"{name}_BT": scatter(part, mask_BT) for name, part in found.items() if name in need and part is not None}
+    return PolicyOutput(**values)
+
+
+def _lengths(tokens: TokenBatch, layout: Layout | None) -> Tensor:
+    if layout is not None:
+        return layout.length_N[None]
+    return tokens.attention_BT.sum(1, keepdim=True).expand_as(tokens.attention_BT)
 
 
 @contextmanager

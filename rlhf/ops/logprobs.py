@@ -20,14 +20,16 @@ BLOCK = 1 << 22
 class PolicyOutput(NamedTuple):
     """What a policy's forward pass returns; only what was asked for is there.
 
-    Shapes: logps_BT log-probability of each token; logits_BTV aligned; scores_B from the scalar head; entropy_BT of the
-    distribution that each token was drawn from. All aligned.
+    Shapes: logps_BT log-probability of each counted token; logits_XV of the counted tokens, in row order; scores_B from
+    the scalar head; entropy_BT of the distribution that each counted token was drawn from, and collision_BT the log of
+    the sum of its squared probabilities.
     """
 
     logps_BT: Tensor | None = None
-    logits_BTV: Tensor | None = None
+    logits_XV: Tensor | None = None
     scores_B: Tensor | None = None
     entropy_BT: Tensor | None = None
+    collision_BT: Tensor | None = None
 
 
 def aligned(logits_BTV: Tensor) -> Tensor:
@@ -103,6 +105,17 @@ def position_entropy(logits: Tensor, temperature: float = 1.0) -> Tensor:
     flat_XV = _flat(logits, temperature)
     entropy_X: Tensor = _Entropy.apply(flat_XV, temperature)  # type: ignore[no-untyped-call]
     return entropy_X.view(logits.shape[:-1])
+
+
+def position_collision(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log sum_v p_v^2 of softmax(logits / temperature): how likely two draws are the same token, position by position.
+
+    Shapes: logits (..., V); returns (...), in float32 for half-precision logits. Units: nats.
+    Raises: ValueError when the temperature is not positive.
+    """
+    scaled_XV = _scaled(_flat(logits, temperature), temperature)
+    collision_X = (2 * scaled_XV).logsumexp(dim=-1) - 2 * scaled_XV.logsumexp(dim=-1)
+    return collision_X.view(logits.shape[:-1])
 
 
 class _GatherLogprobs(torch.autograd.Function):

@@ -1,5 +1,7 @@
 """Where the reference's log-probabilities come from: a frozen copy, the policy without its adapter, or a cached column.
 
+References that move stand in `following`.
+
 All sources answer the same two questions about a batch of tokens, without gradients and with dropout off, and carry an
 identity that a checkpoint keeps: a run cannot be resumed against another reference than the one it started with.
 Nothing here knows a model class: a policy is a module called as `policy(tokens, need, temperature)`.
@@ -32,6 +34,10 @@ class Reference(Protocol):
     def identity(self) -> str:
         """Hash of what determines the reference's answers."""
 
+    @property
+    def origin(self) -> str:
+        """Identity at the start of the run; another one only where the reference moves."""
+
     def logps(self, tokens: TokenBatch, temperature: float = 1.0) -> Tensor:
         """Log-probability of each token under softmax(logits / temperature), without gradient.
 
@@ -39,7 +45,7 @@ class Reference(Protocol):
         """
 
     def logits(self, tokens: TokenBatch) -> Tensor:
-        """Aligned logits_BTV, without gradient.
+        """Logits of the counted tokens in row order, without gradient. Shapes: returns logits_XV.
 
         Raises: ConfigError when the source keeps no distributions.
         """
@@ -63,6 +69,11 @@ class Identified(ABC):
     @abstractmethod
     def identity(self) -> str:
         """Hash of what determines the reference's answers."""
+
+    @property
+    def origin(self) -> str:
+        """Identity at the start of the run: the same, as nothing here moves."""
+        return self.identity
 
     def state_dict(self) -> dict[str, Any]:
         """Source and identity; the weights are read again from where they came from."""
@@ -95,9 +106,9 @@ class _Live(Identified):
 
     def logits(self, tokens: TokenBatch) -> Tensor:
         """See `Reference.logits`."""
-        logits_BTV = self._output(tokens, "logits", 1.0).logits_BTV
-        assert logits_BTV is not None
-        return logits_BTV
+        logits_XV = self._output(tokens, "logits", 1.0).logits_XV
+        assert logits_XV is not None
+        return logits_XV
 
     def _output(self, tokens: TokenBatch, need: str, temperature: float) -> PolicyOutput:
         with quiet(self.policy), self._context():

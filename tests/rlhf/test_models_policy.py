@@ -4,11 +4,28 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, CohereConfig, GPT2Config, LlamaConfig, MambaConfig, MistralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    CohereConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    GraniteConfig,
+    LlamaConfig,
+    MambaConfig,
+    MistralConfig,
+    OPTConfig,
+    PhiConfig,
+    Qwen3Config,
+)
 
 from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch
-from rlhf.models.policy import Policy
+from rlhf.models import flat
+from rlhf.models import layout as layout_module
+from rlhf.models.layout import Layout
+from rlhf.models.policy import LANGUAGE, Policy
 
 VOCABULARY = 53
 SIZES = {
@@ -22,7 +39,12 @@ SIZES = {
     "bos_token_id": None,
 }
 ROWS = [[4, 9, 2, 7, 1], [3, 3, 8], [6, 1, 5, 30, 31, 32, 33, 1]]
-EVERYTHING = frozenset({"logps", "logits", "entropy"})
+GROUPED = [[4, 9, 2, 7, 1], [4, 9, 12, 8], [3, 3, 8], [4, 9, 2, 30, 31, 32, 33, 34, 1]]
+
+
+@pytest.fixture(autouse=True)
+def every_common_token_is_shared(monkeypatch):
+    monkeypatch.setattr(layout_module, "LEAST_SHARED", 1)
 
 
 def llama(**changes):
@@ -46,7 +68,8 @@ def adapted(policy, seed=1, targets=("q_proj", "v_proj")):
         return Policy(peft.get_peft_model(policy.model, config))
 
 
-def batch(rows=ROWS, *, left=False, width=None, pad=1):
+def batch(rows=None, *, left=False, width=None, pad=1, group=None):
+    rows = rows or (GROUPED if group else ROWS)
     width = width or max(map(len, rows))
     ids = torch.full((len(rows), width), pad)
     attention = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -56,7 +79,7 @@ def batch(rows=ROWS, *, left=False, width=None, pad=1):
         ids[row, start : start + len(text)] = torch.tensor(text)
         attention[row, start : start + len(text)] = True
         mask[row, start + 1 : start + len(text)] = True
-    return TokenBatch(ids, attention, mask)
+    return TokenBatch(ids, attention, mask, group_B=torch.tensor(group[: len(rows)]) if group else None)
 
 
 def by_hand(policy, text, temperature=1.0):
@@ -75,7 +98,27 @@ CONFIGS = {
     "tied": llama,
     "head of its own": lambda: llama(tie_word_embeddings=False),
     "learned positions": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64),
-    "scaled logits": lambda: CohereConfig(**SIZES, logit_scale=0.5, pad_token_id=1, eos_token_id=1),
+    "logits that are scaled": lambda: CohereConfig(**SIZES, logit_scale=0.5, pad_token_id=1, eos_token_id=1),
+    "logits that are divided": lambda: GraniteConfig(**SIZES, logits_scaling=3.0, pad_token_id=1, eos_token_id=1),
+    "soft caps": lambda: Gemma2Config(**SIZES, head_dim=8, sliding_window=3, pad_token_id=1, eos_token_id=1),
+    "sliding window and full attention": lambda: Gemma3TextConfig(
+        **SIZES, head_dim=8, sliding_window=3, sliding_window_pattern=2, pad_token_id=1, eos_token_id=1
+    ),
+    "sliding window": lambda: MistralConfig(**SIZES, sliding_window=3),
+    "norms of queries": lambda: Qwen3Config(**SIZES, head_dim=8),
+    "rotary parts": lambda: GPTNeoXConfig(
+        **{k: v for k, v in SIZES.items() if k != "num_key_value_heads"}, pad_token_id=1, eos_token_id=1
+    ),
+    "a head with a bias": lambda: PhiConfig(**SIZES, pad_token_id=1, eos_token_id=1),
+    "positions with an offset": lambda: OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=48,
+        max_position_embeddings=64,
+        word_embed_proj_dim=32,
+    ),
 }
 
 
@@ -92,58 +135,107 @@ def test_logps_of_padded_rows_are_those_of_each_row_alone(name, left, temperatur
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_counted_positions_alone_give_what_all_logits_give(name):
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_what_is_read_of_counted_positions_is_that_of_their_logits(name, temperature):
     policy = make_policy(CONFIGS[name]()).eval()
-    tokens = batch()
-    few, all_logits = policy(tokens, need=frozenset({"logps", "entropy"})), policy(tokens, need=EVERYTHING)
-    assert few.logits_BTV is None
-    torch.testing.assert_close(few.logps_BT, all_logits.logps_BT)
-    torch.testing.assert_close(few.entropy_BT, all_logits.entropy_BT)
-    logps_BTV = torch.log_softmax(all_logits.logits_BTV, -1)
-    entropy_BT = -(logps_BTV.exp() * logps_BTV).sum(-1)
-    torch.testing.assert_close(few.entropy_BT[tokens.mask_BT], entropy_BT[tokens.mask_BT])
-    chosen_BT = logps_BTV.gather(-1, tokens.ids_BT[..., None])[..., 0]
-    torch.testing.assert_close(few.logps_BT[tokens.mask_BT], chosen_BT[tokens.mask_BT])
+    tokens = batch(group=[0, 0, 1, 0])
+    need = frozenset({"logps", "entropy", "collision"})
+    few, whole = policy(tokens, need, temperature), policy(tokens, need | {"logits"}, temperature)
+    assert few.logits_XV is None
+    logps_XV = torch.log_softmax(whole.logits_XV / temperature, -1)
+    ids_X = tokens.ids_BT[tokens.mask_BT]
+    expected = {
+        "logps_BT": logps_XV.gather(-1, ids_X[:, None])[:, 0],
+        "entropy_BT": -(logps_XV.exp() * logps_XV).sum(-1),
+        "collision_BT": (2 * logps_XV).exp().sum(-1).log(),
+    }
+    for field, values_X in expected.items():
+        for output in (few, whole):
+            torch.testing.assert_close(getattr(output, field)[tokens.mask_BT], values_X)
+            assert torch.equal(getattr(output, field)[~tokens.mask_BT].unique(), torch.zeros(1).double())
 
 
 def test_shortcuts_are_taken_only_where_they_change_nothing():
-    expected = {"tied": (True, True), "scaled logits": (True, False), "learned positions": (True, True)}
-    expected["attends eagerly"] = (False, True)
-    for name, (flat, head_alone) in expected.items():
-        config = llama(attn_implementation="eager") if name == "attends eagerly" else CONFIGS[name]()
-        reach, alone = make_policy(config)._tried()
-        assert (reach > 0, alone) == (flat, head_alone), name
+    expected = {"tied": (True, True), "logits that are scaled": (True, True), "learned positions": (True, True)}
+    expected |= {"attends eagerly": (False, True), "soft caps": (True, True), "an adapted head": (True, False)}
+    for name, (takes_flat, head_alone) in expected.items():
+        policy = make_policy(CONFIGS[name]()) if name in CONFIGS else make_policy()
+        if name == "attends eagerly":
+            policy = make_policy(llama(attn_implementation="eager"))
+        if name == "an adapted head":
+            policy = adapted(make_policy(llama(tie_word_embeddings=False)), targets=("lm_head",))
+        reach, form = policy.shortcuts()
+        assert (reach > 0, form is not None) == (takes_flat, head_alone), name
 
 
-@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize("layout", ["left", "right", "shared"])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_flat_rows_give_the_values_and_gradients_of_padded_rows(name, left):
+def test_flat_rows_give_the_values_and_gradients_of_padded_rows(name, layout):
     results = []
-    for flat in (True, False):
-        policy = make_policy(CONFIGS[name]()).eval()
-        if not flat:
-            policy._shortcuts = (0, False)
-        output = policy(batch(left=left, width=11), need=frozenset({"logps", "entropy"}))
-        (output.logps_BT.sum() + output.entropy_BT.sum()).backward()
+    for is_flat in (True, False):
+        policy = make_policy(CONFIGS[name](), dtype=torch.float32).eval()
+        if not is_flat:
+            policy._shortcuts = (0, None)
+        tokens = batch(left=layout == "left", width=11, group=[0, 0, 1, 0] if layout == "shared" else None)
+        output = policy(tokens, need=frozenset({"logps", "entropy"}))
+        (output.logps_BT * torch.linspace(0.5, 2, output.logps_BT.numel()).view_as(output.logps_BT)).sum().backward()
         results.append([output.logps_BT, output.entropy_BT, *(p.grad for p in policy.parameters())])
     for one, two in zip(*results, strict=True):
-        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5 * max(1.0, float(two.detach().abs().max())))
 
 
-def test_rows_beyond_a_sliding_window_keep_their_padding_and_their_values():
-    policy = make_policy(MistralConfig(**SIZES, sliding_window=6)).eval()
-    assert policy._tried()[0] == 6
-    tokens = batch()
-    assert policy._layout(tokens) is None
-    assert policy._layout(batch([text[:6] for text in ROWS])) is not None
-    logps_BT = policy(tokens).logps_BT
-    for row, text in enumerate(ROWS):
-        torch.testing.assert_close(logps_BT[row][tokens.mask_BT[row]], by_hand(policy, text))
+def test_what_rows_of_a_group_begin_with_is_read_once():
+    policy = make_policy().eval()
+    tokens = batch(group=[0, 0, 1, 0])
+    seen = []
+    policy.model.model.embed_tokens.register_forward_hook(lambda _, args, __: seen.append(args[0].shape))
+    policy(tokens)
+    shared, rows = 2, [row for row, group in zip(GROUPED, [0, 0, 1, 0], strict=True) if group == 0]
+    assert all(row[:shared] == rows[0][:shared] for row in rows)
+    assert seen[-1] == (1, sum(map(len, GROUPED)) - shared * (len(rows) - 1))
+
+
+def test_texts_that_are_rows_at_once_and_one_by_one_attend_alike():
+    policy = make_policy(dtype=torch.float32).eval()
+    tokens = batch(group=[0, 0, 1, 0])
+    layout = Layout.of(tokens, least_shared=1)
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, 4, len(layout.source_N), 8, generator=generator) for _ in range(3))
+    for window in (None, 3):
+        for softcap in (None, 2.0):
+            call = flat._Call(0.3, window, softcap, 0.0)
+            one = flat._by_text(layout, query, key, value, call)
+            two = layout.together(flat._in_rows(layout, query, key, value, call))
+            torch.testing.assert_close(one, two)
+    assert policy.shortcuts()[0] > 0
+
+
+def test_half_precision_on_a_processor_gives_the_values_of_padded_rows_within_its_digits():
+    policy = make_policy(dtype=torch.float32).eval()
+    tokens = batch(group=[0, 0, 1, 0])
+    exact = policy(tokens).logps_BT
+    with torch.autocast("cpu", torch.bfloat16):
+        half = policy(tokens).logps_BT
+    assert half.dtype == torch.float32
+    assert 0 < float((half - exact).abs().max()) < 0.05
+
+
+def test_rows_beyond_a_sliding_window_are_flat_and_keep_their_values():
+    for config in (
+        MistralConfig(**SIZES, sliding_window=3),
+        Qwen3Config(**SIZES, use_sliding_window=True, sliding_window=3, max_window_layers=1, head_dim=8),
+    ):
+        policy = make_policy(config).eval()
+        assert policy.shortcuts()[0] > 100
+        tokens = batch(group=[0, 0, 1, 0])
+        logps_BT = policy(tokens).logps_BT
+        for row, text in enumerate(GROUPED):
+            torch.testing.assert_close(logps_BT[row][tokens.mask_BT[row]], by_hand(policy, text))
 
 
 def test_models_that_carry_a_state_along_the_row_are_given_padded_rows():
     policy = make_policy(MambaConfig(vocab_size=VOCABULARY, hidden_size=16, num_hidden_layers=1, state_size=4)).eval()
-    assert policy._tried()[0] == 0
+    assert policy.shortcuts()[0] == 0
     assert policy(batch()).logps_BT.shape == batch().ids_BT.shape
 
 
@@ -154,7 +246,7 @@ def test_another_attention_chosen_later_is_respected():
         policy.model.set_attn_implementation(name)
         torch.testing.assert_close(policy(batch()).logps_BT, expected, rtol=1e-5, atol=1e-6)
     assert policy.config._attn_implementation == "eager"
-    assert policy._layout(batch()) is None
+    assert policy.shortcuts()[0] == 0
 
 
 def test_a_model_left_with_the_flat_attention_is_otherwise_as_before(tmp_path):
@@ -176,7 +268,7 @@ def test_gradients_do_not_depend_on_the_path_or_the_padding():
     gradients = []
     for need, tokens in [
         (frozenset({"logps"}), batch()),
-        (EVERYTHING, batch(width=12)),
+        (frozenset(LANGUAGE), batch(width=12)),
         (frozenset({"logps"}), batch(left=True)),
     ]:
         policy = make_policy()
