@@ -1,10 +1,11 @@
-"""Reward models: a policy with a scalar head that reads the last real token."""
+"""Reward models: a policy with scalar heads that read the last real token, or the last token of each step."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,92 +13,195 @@ from torch import Tensor, nn
 
 from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch
+from rlhf.models.head_spec import HeadSpec
 from rlhf.models.policy import LANGUAGE, Policy
 from rlhf.ops.logprobs import PolicyOutput
+from rlhf.ops.scores import conservative, ordered, unordered
 
 HEAD_WEIGHTS, HEAD_CONFIG = "value_head.safetensors", "value_head.json"
-_FORMAT = 1
+SCALAR = frozenset({"scores", "heads"})
+_FORMAT = 2
+
+
+class RewardOutput(NamedTuple):
+    """What a reward model's forward pass returns; only what was asked for is there.
+
+    Shapes: logps_BT, logits_XV, entropy_BT, collision_BT as in `PolicyOutput`; scores_B, the reported score; heads
+    (B, K, A), of a process (X, K, 1): what each head gives, with no offset; thresholds_KAC of an ordinal head.
+    """
+
+    logps_BT: Tensor | None = None
+    logits_XV: Tensor | None = None
+    entropy_BT: Tensor | None = None
+    collision_BT: Tensor | None = None
+    scores_B: Tensor | None = None
+    heads: Tensor | None = None
+    thresholds_KAC: Tensor | None = None
 
 
 class RewardModel(Policy):
-    """A causal LM that scores a text: a linear map of the backbone's last hidden state at the row's last real token.
+    """A causal LM that scores a text: linear maps of the backbone's last hidden states at the row's last real token.
 
     The language-model head is kept, so that a reward model can be regularised by what it would say. `offset` is
-    subtracted from every score (0 until `set_offset`).
-    Units: score units, arbitrary up to the offset.
-    Departures: the head starts as in TRL's classifier, normal with the model's own initializer_range (0.02 where it
-    declares none) and without a bias, but from its own generator; it is never below float32.
+    subtracted from every score (0 until `set_offset`). `temperature` is what the scores' differences are to be divided
+    by for their probabilities to be right, as measured; it is saved and reported, and no score is divided by it.
+    Shapes: head_weight holds the maps of K members with A outputs one after the other: (K A H).
+    Units: score units, arbitrary up to the offset, or those of the spec's declared scale.
+    Departures: a head starts as in TRL's classifier, normal with the model's own initializer_range (0.02 where it
+    declares none) and without a bias, but from its own generator; it is never below float32. An ensemble's members
+    share one backbone, which makes them agree more than models of their own would.
 
     A language-model head with weights of its own is frozen unless `trains_language_head`: a loss on scores alone gives
     it no gradient, which distributed training takes for an error.
     """
 
-    def __init__(self, model: nn.Module, *, seed: int, trains_language_head: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, *, seed: int, spec: HeadSpec | None = None, trains_language_head: bool = False
+    ) -> None:
         super().__init__(model)
+        self.spec = spec or HeadSpec()
+        self.temperature: dict[str, Any] | None = None
         language_head = self._core().get_output_embeddings()
         if not trains_language_head and language_head is not None:
             own = language_head.weight is not self._core().get_input_embeddings().weight
             language_head.requires_grad_(not own and language_head.weight.requires_grad)
         hidden, std = self.config.get_text_config().hidden_size, getattr(self.config, "initializer_range", None)
         dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
-        weight = torch.empty(hidden, dtype=dtype)
+        # One dimension: like a bias or a norm, the head is no matrix that weight decay should shrink.
+        weight = torch.empty(self.spec.members * self.spec.outputs * hidden, dtype=dtype)
         weight.normal_(0.0, 0.02 if std is None else std, generator=torch.Generator().manual_seed(seed))
         self.head_weight = nn.Parameter(weight.to(self.device))
+        self.raw_thresholds: nn.Parameter | None = None
+        if self.spec.thresholds:
+            self.raw_thresholds = nn.Parameter(self._even_thresholds(dtype))
         self.register_buffer("offset", torch.zeros((), dtype=torch.float64, device=self.device))
         self.offset: Tensor
 
     def forward(
         self, tokens: TokenBatch, need: frozenset[str] = frozenset({"scores"}), temperature: float = 1.0
-    ) -> PolicyOutput:
-        """What `need` names of: scores, and a policy's logps, logits, entropy from the kept language-model head.
+    ) -> RewardOutput:
+        """What `need` names of: scores, heads, and a policy's outputs from the kept language-model head.
 
-        Shapes: scores_B in the head's dtype, and as `Policy.forward`. The language-model head is not run for scores.
+        A process head reads the tokens of `tokens.mask_BT`, the steps' last ones. One pass of the backbone gives all;
+        the language-model head is not run for scores.
         """
-        self._check(need, LANGUAGE | {"scores"})
-        language = need - {"scores"}
+        self._check(need, LANGUAGE | SCALAR)
+        language = need - SCALAR
         encoded = self._encode(tokens, language=bool(language))
-        output = self._language(encoded, language, temperature) if language else PolicyOutput()
-        return output._replace(scores_B=self._score(encoded.last())) if "scores" in need else output
+        said = self._language(encoded, language, temperature) if language else PolicyOutput()
+        output = RewardOutput(said.logps_BT, said.logits_XV, said.entropy_BT, said.collision_BT)
+        if not need & SCALAR:
+            return output
+        states = encoded.at(tokens.mask_BT) if self.spec.kind == "process" else encoded.last()
+        heads, thresholds_KAC = self._heads(states), self.thresholds()
+        if "scores" in need:
+            output = output._replace(scores_B=self.score(heads, thresholds_KAC, tokens.mask_BT))
+        return output._replace(heads=heads, thresholds_KAC=thresholds_KAC) if "heads" in need else output
 
-    def _score(self, states_BH: Tensor) -> Tensor:
+    def _heads(self, states_XH: Tensor) -> Tensor:
         # Products and a sum, not a linear layer: autocast would round a linear layer's result to bfloat16.
-        scores_B = (states_BH.to(self.head_weight.dtype) * self.head_weight).sum(dim=-1)
+        weight_KAH = self.head_weight.view(self.spec.members, self.spec.outputs, -1)
+        return (states_XH.to(weight_KAH.dtype)[:, None, None] * weight_KAH).sum(dim=-1)
+
+    def score(self, heads: Tensor, thresholds_KAC: Tensor | None, mask_BT: Tensor) -> Tensor:
+        """The reported score of what the heads gave. Shapes: returns scores_B."""
+        scores_BK = self.spec.members_scores(heads, thresholds_KAC, mask_BT)
+        scores_B = conservative(scores_BK, self.spec.std_coefficient)
         return scores_B - self.offset.to(scores_B.dtype)
+
+    def thresholds(self) -> Tensor | None:
+        """An ordinal head's ascending thresholds. Shapes: thresholds_KAC."""
+        return None if self.raw_thresholds is None else ordered(self.raw_thresholds)
+
+    def set_thresholds(self, thresholds_AC: Tensor) -> None:
+        """Where the thresholds of every member start. Raises: ValueError when they do not ascend."""
+        assert self.raw_thresholds is not None
+        with torch.no_grad():
+            self.raw_thresholds.copy_(unordered(thresholds_AC).to(self.raw_thresholds).expand_as(self.raw_thresholds))
+
+    def _even_thresholds(self, dtype: torch.dtype) -> Tensor:
+        count = self.spec.thresholds
+        even_C = torch.logit(torch.arange(1, count + 1, dtype=dtype) / (count + 1))
+        return unordered(even_C).repeat(self.spec.members, self.spec.outputs, 1).to(self.device)
 
     def set_offset(self, offset: float) -> None:
         """From now on subtract this from what the head gives (not added to an earlier offset)."""
         self.offset.fill_(offset)
 
+    def identity(self) -> str:
+        """SHA-256 of everything that a score depends on but the tokenizer: weights, heads, offset, kind of head.
+
+        The same for a model in memory and for one read back from the folder that it was saved to.
+        """
+        digest = hashlib.sha256(json.dumps(self.spec.as_dict(), sort_keys=True).encode())
+        # The language-model head scores nothing, but a tied one is the embedding.
+        language_head = self._core().get_output_embeddings()
+        own = None if language_head is None else getattr(language_head, "weight", None)
+        tied = own is self._core().get_input_embeddings().weight
+        for name, tensor in [*self.named_parameters(), ("offset", self.offset)]:
+            if tensor is own and not tied:
+                continue
+            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
+        return digest.hexdigest()
+
     def save(self, folder: Path | str, tokenizer: Any = None) -> None:
-        """As `Policy.save`, with the head beside it in value_head.safetensors and value_head.json.
+        """As `Policy.save`, with the heads beside it in value_head.safetensors and value_head.json.
 
         The folder still is an ordinary causal LM or adapter to every other reader.
         """
         super().save(folder, tokenizer)
         folder = Path(folder)
-        save_file(
-            {"weight": self.head_weight.detach().cpu().contiguous(), "offset": self.offset.detach().cpu()},
-            folder / HEAD_WEIGHTS,
-        )
-        described = {"format": _FORMAT, "hidden_size": self.head_weight.numel(), "reads": "last real token"}
+        weight_KAH = self.head_weight.detach().cpu().view(self.spec.members, self.spec.outputs, -1)
+        tensors = {"weight": weight_KAH.contiguous(), "offset": self.offset.detach().cpu()}
+        if self.raw_thresholds is not None:
+            tensors["raw_thresholds"] = self.raw_thresholds.detach().cpu().contiguous()
+        save_file(tensors, folder / HEAD_WEIGHTS)
+        described = {
+            "format": _FORMAT,
+            "hidden_size": weight_KAH.shape[-1],
+            "reads": self.spec.reads,
+            **self.spec.as_dict(),
+            "temperature": self.temperature,
+        }
         (folder / HEAD_CONFIG).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
     def load_weights(self, folder: Path | str) -> None:
-        """As `Policy.load_weights`, and the head."""
+        """As `Policy.load_weights`, and the heads.
+
+        Raises: ConfigError when the folder holds no reward model, or one with other heads.
+        """
         folder = Path(folder)
-        if not (folder / HEAD_WEIGHTS).is_file() or not (folder / HEAD_CONFIG).is_file():
-            raise ConfigError(f"{folder}: no reward model is saved here (there is no {HEAD_WEIGHTS} and {HEAD_CONFIG})")
-        described = json.loads((folder / HEAD_CONFIG).read_text(encoding="utf-8"))
-        if described.get("format") != _FORMAT:
-            raise ConfigError(
-                f"{folder / HEAD_CONFIG}: format {described.get('format')} is unknown, expected {_FORMAT}"
-            )
+        spec, described = read_head(folder)
+        difference = self.spec.differs(spec)
+        if difference is not None:
+            raise ConfigError(f"{folder}: its head has {difference}")
         head = load_file(folder / HEAD_WEIGHTS)
-        if head["weight"].shape != self.head_weight.shape:
-            raise ConfigError(
-                f"{folder}: the head reads {head['weight'].numel()} numbers, the model gives {self.head_weight.numel()}"
-            )
+        hidden = self.head_weight.numel() // (self.spec.members * self.spec.outputs)
+        if head["weight"].shape[-1] != hidden:
+            raise ConfigError(f"{folder}: the head reads {head['weight'].shape[-1]} numbers, the model gives {hidden}")
         super().load_weights(folder)
         with torch.no_grad():
-            self.head_weight.copy_(head["weight"])
+            self.head_weight.copy_(head["weight"].flatten())
             self.offset.copy_(head["offset"])
+            if self.raw_thresholds is not None:
+                self.raw_thresholds.copy_(head["raw_thresholds"])
+        self.temperature = described.get("temperature")
+
+
+def read_head(folder: Path | str) -> tuple[HeadSpec, dict[str, Any]]:
+    """The kind of head that a folder holds, and all that stands in its value_head.json.
+
+    Raises: ConfigError when there is none, or one of a format that is not known.
+    """
+    folder = Path(folder)
+    if not (folder / HEAD_WEIGHTS).is_file() or not (folder / HEAD_CONFIG).is_file():
+        raise ConfigError(f"{folder}: no reward model is saved here (there is no {HEAD_WEIGHTS} and {HEAD_CONFIG})")
+    described: dict[str, Any] = json.loads((folder / HEAD_CONFIG).read_text(encoding="utf-8"))
+    if described.get("format") == 1:  # one head that reads the last token, and nothing else to say
+        return HeadSpec(), described
+    if described.get("format") != _FORMAT:
+        raise ConfigError(
+            f"{folder / HEAD_CONFIG}: format {described.get('format')} is unknown, expected {_FORMAT} or 1"
+        )
+    return HeadSpec.from_dict(described, folder / HEAD_CONFIG), described

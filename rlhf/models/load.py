@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewards.errors import ConfigError
 from rlhf.config import ModelSection
-from rlhf.models.heads import HEAD_CONFIG, RewardModel
+from rlhf.models.heads import RewardModel, read_head
 from rlhf.models.policy import BASE_FOLDER, Policy, without_progress_bars
 from rlhf.models.tiny import build_model, build_tokenizer
 
@@ -64,10 +64,9 @@ def load_reward_model(
     Raises: ConfigError when the folder holds none.
     """
     folder = Path(folder)
-    if not (folder / HEAD_CONFIG).is_file():
-        raise ConfigError(f"{folder}: no reward model is saved here (there is no {HEAD_CONFIG})")
+    spec, _ = read_head(folder)
     section = ModelSection(model_name_or_path=str(folder), dtype=dtype)  # type: ignore[arg-type]
-    model = RewardModel(_load_model(str(folder), section, merge=False), seed=0)
+    model = RewardModel(_load_model(str(folder), section, merge=False), seed=0, spec=spec)
     model.load_weights(folder)
     return model.to(device or "cpu").eval(), _load_tokenizer(section)
 

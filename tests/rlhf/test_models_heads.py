@@ -1,13 +1,16 @@
 """Reward models: where the head reads, how it starts, what is saved."""
 
 import json
+import math
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
 from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch
+from rlhf.models.head_spec import HeadSpec
 from rlhf.models.heads import HEAD_CONFIG, HEAD_WEIGHTS, RewardModel
 from rlhf.models.load import load_reward_model
 from rlhf.models.policy import Policy
@@ -15,6 +18,13 @@ from rlhf.models.tiny import build_tokenizer
 
 ROWS = [[4, 9, 2, 7, 1], [3, 3, 8], [6, 1, 5, 30, 31, 32, 33, 1]]
 SCORES, BOTH = frozenset({"scores"}), frozenset({"scores", "logps"})
+HEADS = frozenset({"scores", "heads"})
+SPECS = {
+    "regression": HeadSpec("regression", 2, ("help", "length"), (0.75, -0.25), (1.0, 5.0)),
+    "ordinal": HeadSpec("ordinal", 2, ("help",), (1.0,), (0.0, 4.0)),
+    "ensemble": HeadSpec("bradley_terry", 3, std_coefficient=0.5),
+    "process": HeadSpec("process", 2, aggregation="product", separator="\n"),
+}
 
 
 def llama(**changes):
@@ -143,11 +153,10 @@ def test_a_saved_reward_model_is_an_ordinary_folder_and_scores_the_same_when_rea
     assert read.has_adapter == adapter
     assert reader("a 12").input_ids == tokenizer("a 12").input_ids
     assert torch.equal(read(batch()).scores_B, model(batch()).scores_B)
-    assert json.loads((tmp_path / HEAD_CONFIG).read_text()) == {
-        "format": 1,
-        "hidden_size": 32,
-        "reads": "last real token",
-    }
+    described = json.loads((tmp_path / HEAD_CONFIG).read_text())
+    found = [described[key] for key in ("format", "hidden_size", "reads", "kind", "members", "temperature")]
+    assert found == [2, 32, "last real token", "bradley_terry", 1, None]
+    assert read.identity() == model.identity()
     if not adapter:
         plain = AutoModelForCausalLM.from_pretrained(tmp_path)
         assert torch.equal(plain.state_dict()["lm_head.weight"], model.model.state_dict()["lm_head.weight"])
@@ -158,14 +167,104 @@ def test_folders_without_a_fitting_head_are_refused(tmp_path):
     Policy(backbone()).save(policy_only)
     RewardModel(backbone(llama(hidden_size=16)), seed=0).save(narrow)
     RewardModel(backbone(), seed=0).save(future)
-    (future / HEAD_CONFIG).write_text('{"format": 2}')
+    (future / HEAD_CONFIG).write_text('{"format": 3}')
     model = RewardModel(backbone(), seed=0)
     for folder, message in [
         (policy_only, f"no reward model is saved here .*{HEAD_WEIGHTS}"),
         (narrow, "the head reads 16 numbers, the model gives 32"),
-        (future, "format 2 is unknown, expected 1"),
+        (future, "format 3 is unknown, expected 2 or 1"),
     ]:
         with pytest.raises(ConfigError, match=message):
             model.load_weights(folder)
     with pytest.raises(ConfigError, match="no reward model is saved here"):
         load_reward_model(policy_only)
+
+
+# --- kinds of heads ---
+
+
+def test_a_folder_of_the_first_format_still_loads(tmp_path):
+    model, other = RewardModel(backbone(), seed=0).eval(), RewardModel(backbone(), seed=9).eval()
+    model.save(tmp_path)
+    save_file({"weight": model.head_weight.detach(), "offset": model.offset}, tmp_path / HEAD_WEIGHTS)
+    (tmp_path / HEAD_CONFIG).write_text('{"format": 1, "hidden_size": 32, "reads": "last real token"}')
+    other.load_weights(tmp_path)
+    assert torch.equal(other(batch()).scores_B, model(batch()).scores_B)
+
+
+def test_regression_reports_the_declared_weighting_of_attributes_on_their_scale():
+    model = RewardModel(backbone(), seed=0, spec=SPECS["regression"]).eval()
+    output = model(batch(), need=HEADS)
+    assert output.heads.shape == (3, 2, 2)
+    expected = (1.0 + 4.0 * output.heads).mul(torch.tensor([0.75, -0.25])).sum(-1).mean(1)
+    torch.testing.assert_close(output.scores_B, expected)
+
+
+def test_an_ordinal_score_is_the_expected_level_between_ascending_thresholds():
+    model = RewardModel(backbone(), seed=0, spec=SPECS["ordinal"]).eval()
+    model.set_thresholds(torch.tensor([[-1.0, 0.0, 0.5, 3.0]]))
+    output = model(batch(), need=HEADS)
+    torch.testing.assert_close(output.thresholds_KAC[1, 0], torch.tensor([-1.0, 0.0, 0.5, 3.0], dtype=torch.float64))
+    s = output.heads[2, 0, 0].item()
+    members = [
+        sum(1 / (1 + math.exp(t - output.heads[2, k, 0].item())) for t in (-1.0, 0.0, 0.5, 3.0)) for k in range(2)
+    ]
+    assert output.scores_B[2].item() == pytest.approx(sum(members) / 2)
+    assert s != output.heads[2, 1, 0].item(), "members start apart"
+
+
+def test_an_ensemble_reports_its_mean_less_its_disagreement():
+    model = RewardModel(backbone(), seed=0, spec=SPECS["ensemble"]).eval()
+    output = model(batch(), need=HEADS)
+    heads_BK = output.heads[..., 0]
+    torch.testing.assert_close(output.scores_B, heads_BK.mean(1) - 0.5 * heads_BK.std(1, correction=0))
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_a_process_head_reads_every_marked_token_and_multiplies(left):
+    model = RewardModel(backbone(), seed=0, spec=SPECS["process"]).eval()
+    tokens = batch(left=left)
+    ends = torch.zeros_like(tokens.mask_BT)
+    places = [(0, 2), (0, 4), (1, 2), (2, 3), (2, 5), (2, 7)]
+    for row, number in places:
+        ends[row, number + (11 - len(ROWS[row]) if left else 0)] = True
+    output = model(TokenBatch(tokens.ids_BT, tokens.attention_BT, ends), need=HEADS)
+    assert output.heads.shape == (6, 2, 1)
+    weight_KH = model.head_weight.view(2, 32)
+    for x, (row, number) in enumerate(places):
+        with torch.no_grad():
+            states = model.model(torch.tensor([ROWS[row]]), output_hidden_states=True).hidden_states[-1]
+        torch.testing.assert_close(output.heads[x, :, 0], weight_KH @ states[0, number])
+    p = torch.sigmoid(output.heads[..., 0])
+    expected = torch.stack([p[0] * p[1], p[2], p[3] * p[4] * p[5]]).mean(1)
+    torch.testing.assert_close(output.scores_B, expected)
+
+
+@pytest.mark.parametrize("kind", SPECS)
+@pytest.mark.parametrize("adapter", [False, True])
+def test_every_kind_of_head_comes_back_with_its_score_and_identity(kind, adapter, tmp_path):
+    tokenizer = build_tokenizer(["a quiet harbour"], 300)
+    net = backbone(dtype=torch.float32)
+    model = RewardModel(with_adapter(net) if adapter else net, seed=0, spec=SPECS[kind]).eval()
+    if kind == "ordinal":
+        model.set_thresholds(torch.tensor([[-1.0, 0.0, 0.5, 3.0]]))
+    model.temperature = {"value": 2.5, "low": 2.0, "high": 3.0, "n": 40}
+    before = model.identity()
+    model.save(tmp_path, tokenizer)
+    read, _ = load_reward_model(tmp_path)
+    assert (read.spec, read.temperature) == (model.spec, model.temperature)
+    assert torch.equal(read(batch()).scores_B, model(batch()).scores_B)
+    assert read.identity() == before
+    with torch.no_grad():
+        read.head_weight[0] += 1e-3
+    assert read.identity() != before
+
+
+def test_weights_of_another_kind_of_head_are_refused_by_what_differs(tmp_path):
+    RewardModel(backbone(), seed=0, spec=SPECS["ensemble"]).save(tmp_path)
+    for spec, message in [
+        (HeadSpec(), "its head has members 3, this model has 1"),
+        (SPECS["ordinal"], "its head has kind bradley_terry, this model has ordinal"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            RewardModel(backbone(), seed=0, spec=spec).load_weights(tmp_path)
