@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rlhf.objectives import policy_gradient, preference, reference_free, reward_model, sft
+from rlhf.objectives import policy_gradient, preference, reference_free, reward_model, sft, unpaired
 
 OBJECTIVES: dict[str, Callable[..., Any]] = {
     **sft.OBJECTIVES,
     **reward_model.OBJECTIVES,
     **preference.OBJECTIVES,
     **reference_free.OBJECTIVES,
+    **unpaired.OBJECTIVES,
     **policy_gradient.OBJECTIVES,
 }
