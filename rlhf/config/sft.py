@@ -22,6 +22,23 @@ class SFTTrainSection(TrainSection):
         None, description="True: only completions are scored; null: true where a row has a prompt"
     )
     assistant_only_loss: bool = Field(False, description="Conversations: only assistant turns are scored")
+    loss_type: Literal["nll", "dft"] = Field(
+        "nll", description="dft: each token weighted by its probability, dynamic fine-tuning, Wu et al. 2025"
+    )
+    packing: bool = Field(
+        False,
+        description="Rows in bins of up to max_length tokens (best fit decreasing), each row for itself; "
+        "per_device_train_batch_size then counts bins",
+    )
+    neftune_noise_alpha: float | None = Field(
+        None, gt=0, description="Noise on the embeddings in training, alpha / sqrt(length width), Jain et al. 2023"
+    )
+
+    def rules(self) -> Iterator[Problem]:
+        """A bin has a size."""
+        yield from super().rules()
+        if self.packing and self.max_length is None:
+            yield "packing", "needs max_length: it is the size of a bin"
 
 
 class SFTReferenceSection(ReferenceSection):
@@ -32,10 +49,10 @@ class SFTReferenceSection(ReferenceSection):
 
     def settings(self) -> KLSettings:
         """The four choices."""
-        return DEMONSTRATIONS if self.kl is None else self.kl.settings()
+        return DEMONSTRATIONS if self.kl is None else self.kl.settings(on_policy=False)
 
     def rules(self) -> Iterator[Problem]:
-        """The only divergence that holds on demonstrations, from a reference that has logits."""
+        """A divergence that holds on demonstrations, from a reference that has logits."""
         yield from super().rules()
         if self.kl is not None and any(self.kl.rules()):
             return
@@ -50,6 +67,11 @@ class SFTReferenceSection(ReferenceSection):
             yield "source", "a kl_coefficient above 0 needs a reference: frozen or adapter_off"
         elif self.source == "precomputed":
             yield "source", "a cached column has no logits, which the full-vocabulary KL needs: frozen or adapter_off"
+
+    def cautions(self) -> Iterator[Problem]:
+        """Divergences that hold at each prefix, but not over whole texts."""
+        for warning in refuse(self.settings(), on_policy=False):
+            yield "kl", warning
 
 
 class SFTConfig(Stage):

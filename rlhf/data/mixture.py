@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from rlhf.config import MixturePhase
 
 
-def _generator(*key: int) -> np.random.Generator:
+def generator_of(*key: int) -> np.random.Generator:
+    """A generator of its own for what these numbers name."""
     return np.random.default_rng([part % 2**64 for part in key])
 
 
@@ -34,6 +35,11 @@ class EpochOrder:
         self.n, self.batch, self.seed = n, batch, seed
         self._order: tuple[int, NDArray[np.int64]] | None = None
 
+    @property
+    def units(self) -> int:
+        """What an epoch is made of: rows."""
+        return self.n
+
     def steps(self, epochs: float) -> int:
         """Optimizer steps after which every row was taken at least `epochs` times (the last step is a whole one)."""
         return max(1, math.ceil(round(self.n * epochs, 6) / self.batch))
@@ -44,14 +50,23 @@ class EpochOrder:
 
     def indices(self, step: int) -> list[int]:
         """Row indices of a step, counted from 1."""
+        return [row for _, row in self.taken(step)]
+
+    def groups(self, step: int) -> list[list[int]]:
+        """The rows of each unit of a step, counted from 1: here every row is one."""
+        return [[row] for row in self.indices(step)]
+
+    def taken(self, step: int) -> list[tuple[int, int]]:
+        """(epoch, row) of each place of a step; steps count from 1, epochs from 0."""
         if step < 1:
             raise ValueError(f"step {step}: steps count from 1")
         start = (step - 1) * self.batch
-        return [int(self._permutation(at // self.n)[at % self.n]) for at in range(start, start + self.batch)]
+        places = (divmod(at, self.n) for at in range(start, start + self.batch))
+        return [(epoch, int(self._permutation(epoch)[place])) for epoch, place in places]
 
     def _permutation(self, epoch: int) -> NDArray[np.int64]:
         if self._order is None or self._order[0] != epoch:
-            self._order = (epoch, _generator(self.seed, epoch, 11).permutation(self.n))
+            self._order = (epoch, generator_of(self.seed, epoch, 11).permutation(self.n))
         return self._order[1]
 
 
@@ -128,7 +143,7 @@ class Mixture:
         if self._phases is None:
             order = self._orders.setdefault(n, EpochOrder(self._count, n, self.seed))
             return order.indices(step)
-        generator = _generator(self.seed, step, 12)
+        generator = generator_of(self.seed, step, 12)
         weights = self.weights(step)
         counts = allocate(n, list(weights.values()), generator)
         chosen: list[int] = []

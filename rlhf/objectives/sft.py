@@ -18,17 +18,30 @@ def nll(logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return -masked_fill(logps_BT, mask_BT)
 
 
-def forward_kl(policy_logits_BTV: Tensor, ref_logits_BTV: Tensor, mask_BT: Tensor) -> Tensor:
+def dft(logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """Dynamic fine-tuning: the negative log-likelihood of each token, weighted by its probability as it is now.
+
+    The gradient is that of -pi(token | tokens before): a token that the policy finds unlikely pulls the less, where
+    the likelihood's gradient grows with 1 / pi.
+
+    Shapes: returns loss_BT, 0 where the mask is False. Units: nats; at most 1 / e a token, so not a likelihood.
+    Source: Wu et al. 2025 (2508.05629), the loss with a weight per token.
+    """
+    counted_BT = masked_fill(logps_BT, mask_BT)
+    return -counted_BT * counted_BT.detach().exp()
+
+
+def forward_kl(policy_logits_XV: Tensor, ref_logits_XV: Tensor, mask_BT: Tensor) -> Tensor:
     """KL(reference || policy) at each demonstrated token, over the full vocabulary.
 
     Added to `nll` with coefficient lambda, its minimiser in one context is the mixture
     (p_data + lambda * p_reference) / (1 + lambda): the constraint is worth lambda demonstrations written by the
     reference.
 
-    Shapes: logits aligned; returns kl_BT, 0 where the mask is False. Units: nats.
+    Shapes: logits of the counted tokens in row order; returns kl_BT, 0 where the mask is False. Units: nats.
     Source: distillation with soft targets, Hinton et al. 2015 (1503.02531), without a temperature.
     """
-    return divergence.forward_kl(policy_logits_BTV, ref_logits_BTV, mask_BT)
+    return divergence.forward_kl(policy_logits_XV, ref_logits_XV, mask_BT)
 
 
-OBJECTIVES: dict[str, Callable[..., Tensor]] = {"nll": nll, "forward_kl": forward_kl}
+OBJECTIVES: dict[str, Callable[..., Tensor]] = {"nll": nll, "dft": dft, "forward_kl": forward_kl}

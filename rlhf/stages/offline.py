@@ -16,6 +16,7 @@ from rewards.trajectory import TrajectoryIndex
 from rlhf.batch import to_device
 from rlhf.data.gates import GateReport
 from rlhf.data.mixture import EpochOrder
+from rlhf.data.packing import PackedOrder
 from rlhf.data.records import Record, plain, prompt_of
 from rlhf.models.policy import Policy
 from rlhf.reference.policy import quiet
@@ -35,8 +36,8 @@ def prompt_id(text: str) -> str:
 class Offline(ABC, Generic[Sample]):
     """Training over a fixed list of samples; a stage adds collation, the step and what a session's row holds.
 
-    Each step takes the next `global_batch` rows of the epoch's order; ranks and micro-batches cut that batch in its
-    order, so that any cut sees the same rows.
+    Each step takes the next `global_batch` units of the epoch's order, a row or a bin of rows each; ranks and
+    micro-batches cut that batch in its order, so that any cut sees the same rows.
     """
 
     module: Policy
@@ -49,7 +50,8 @@ class Offline(ABC, Generic[Sample]):
         if run.inputs.held_out:
             self.held_out, report = make(run.inputs.held_out, run.tokenizer, **options)
             run.say(f"held out: {line}" for line in report.lines())
-        self.records: dict[str, Record] = {r.row_id: r for r in (*run.inputs.train, *run.inputs.held_out)}
+        # Another split may number its rows alike: sessions are those of training.
+        self.records: dict[str, Record] = {r.row_id: r for r in (*run.inputs.held_out, *run.inputs.train)}
         self.schedule = Schedule.from_gains(run.config.reward)
         self.trajectory = TrajectoryIndex()
         self._check_categories()
@@ -59,11 +61,16 @@ class Offline(ABC, Generic[Sample]):
                 f"train.eval_strategy is `{train.eval_strategy}`, and no row is held out: set data.holdout_fraction or "
                 "data.dataset_test_split, or eval_strategy=no"
             )
-        self.order = EpochOrder(len(self.samples), run.global_batch, train.seed)
-        self.steps_per_epoch = math.ceil(len(self.samples) / run.global_batch)
-        self.total_steps = total_steps(train, len(self.samples), run.global_batch)
+        self.order = self.make_order()
+        self.steps_per_epoch = math.ceil(self.order.units / run.global_batch)
+        self.total_steps = total_steps(train, self.order.units, run.global_batch)
+        self.prompt_ids: dict[str, str] = {}
         self.pending: list[dict[str, Any]] = []
         self.step_now = 0
+
+    def make_order(self) -> EpochOrder | PackedOrder:
+        """Which rows a step takes."""
+        return EpochOrder(len(self.samples), self.run.global_batch, self.run.config.train.seed)
 
     def _check_categories(self) -> None:
         present = {record.category for record in self.run.inputs.train}
@@ -85,11 +92,14 @@ class Offline(ABC, Generic[Sample]):
     def batches(self, step: int) -> list[Any]:
         """This rank's micro-batches of the step."""
         self.pending, self.step_now = [], step
-        indices = self.order.indices(step)
+        groups = self.order.groups(step)
         size, count = self.run.config.train.per_device_train_batch_size, self.run.rank_batch
         start = self.run.accelerator.process_index * count
-        mine = indices[start : start + count]
-        return [self.collate([self.samples[i] for i in mine[j : j + size]]) for j in range(0, len(mine), size)]
+        mine = groups[start : start + count]
+        return [
+            self.collate([self.samples[i] for group in mine[j : j + size] for i in group])
+            for j in range(0, len(mine), size)
+        ]
 
     def held_out_batches(self) -> Iterator[Any]:
         """This rank's share of the held-out samples, in micro-batches."""
@@ -121,13 +131,15 @@ class Offline(ABC, Generic[Sample]):
 
     def note(self, record: Record, **columns: Any) -> None:
         """A session of this step: its row in the ledger but for what every session shares."""
-        prompt = plain(prompt_of(record))
+        # A row of several epochs is hashed once.
+        if record.row_id not in self.prompt_ids:
+            self.prompt_ids[record.row_id] = prompt_id(plain(prompt_of(record)))
         row: dict[str, Any] = {
             "pipeline": self.run.stage,
             "split": "train",
             "dataset_id": record.dataset_id,
             "row_id": record.row_id,
-            "prompt_id": prompt_id(prompt),
+            "prompt_id": self.prompt_ids[record.row_id],
             "category": record.category,
             "differential_pct": 100 * (self.gain(record) - 1),
             "schedule_version": str(self.schedule.version),
@@ -136,7 +148,7 @@ class Offline(ABC, Generic[Sample]):
             **columns,
         }
         if self.run.config.ledger.record_texts == "always":
-            row["prompt"] = prompt
+            row["prompt"] = plain(prompt_of(record))
             row["response"] = plain(record.chosen or record.completion or "")
             if record.rejected is not None:
                 row["rejected"] = plain(record.rejected)
