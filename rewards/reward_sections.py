@@ -218,6 +218,14 @@ class GainSection(DemonstrationGainSection):
     margin_column: str | None = Field(None, description="Column with an explicit offset m of the pair's margin")
 
 
+class PairGainSection(GainSection):
+    """Pairs whose labels may be uncertain."""
+
+    preference_column: str | None = Field(
+        None, description="Column with the probability that the chosen text is the better one; null: 1, certain"
+    )
+
+
 def component_name(entry: str | RewardFunction) -> str | None:
     """Name of a component; None for a model without a name, whose function knows it."""
     fn = entry if isinstance(entry, str) else entry.fn

@@ -70,18 +70,34 @@ class PairBatch:
     """Preference pairs.
 
     Shapes: tokens B = 2N rows, chosen first; gain_N, 1 + d of the pair's category; margin_N, explicit offset m (0 by
-    default). columns: one dict a pair.
+    default). columns: one dict a pair. preference_N: probability that the chosen text is the better one; None: certain.
     """
 
     tokens: TokenBatch
     gain_N: Tensor
     margin_N: Tensor
     columns: tuple[dict[str, Any], ...] = ()
+    preference_N: Tensor | None = None
 
     @property
     def pairs(self) -> int:
         """Number of pairs N."""
         return self.tokens.size // 2
+
+
+@dataclass(frozen=True)
+class LabelledBatch:
+    """Completions that are desirable or not.
+
+    Shapes: tokens B rows; label_B bool, True desirable; gain_B, 1 + d of the row's category; margin_B, explicit offset
+    m (0 by default). columns: one dict a row.
+    """
+
+    tokens: TokenBatch
+    label_B: Tensor
+    gain_B: Tensor
+    margin_B: Tensor
+    columns: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,15 @@ from rlhf.config import STAGES
 INSTEAD: dict[str, str] = {
     "precompute_ref_log_probs": "use `reference.source: precomputed`",
     "precompute_ref_batch_size": "precomputing takes `train.per_device_eval_batch_size`",
-    "sync_ref_model": "a reference that follows the policy is not implemented yet",
-    "ref_model_mixup_alpha": "a reference that follows the policy is not implemented yet",
-    "ref_model_sync_steps": "a reference that follows the policy is not implemented yet",
+    "sync_ref_model": "use `reference.source: synced`",
+    "ref_model_mixup_alpha": "it stands in another section: `reference.ref_model_mixup_alpha`",
+    "ref_model_sync_steps": "it stands in another section: `reference.ref_model_sync_steps`",
+    "fsdp": "use `train.sharding: full`",
+    "fsdp_config": "use `train.sharding: full`",
     "dataset_text_field": "rename the column: `data.datasets: [{path: ..., columns: {YOURS: text}}]`",
+    "packing_strategy": "`train.packing` is best fit decreasing, and cuts rows at max_length",
+    "eval_packing": "held-out figures do not depend on what stands beside a row: `train.packing` is for training",
+    "padding_free": "models that can take rows without padding are given them so",
     "test_split_size": "use `data.holdout_fraction`",
     "fp16": "use `train.bf16`; float16 compute needs a loss scaler and is not implemented yet",
     "reward_model_name_or_path": "use `reward.reward_funcs: [{fn: model:FOLDER}]`",
@@ -39,25 +44,22 @@ NOT_IMPLEMENTED: dict[str, str] = {
         dataloader_multiprocessing_context dataloader_num_workers dataloader_persistent_workers
         dataloader_pin_memory dataloader_prefetch_factor ddp_backend ddp_broadcast_buffers ddp_bucket_cap_mb
         ddp_find_unused_parameters ddp_static_graph ddp_timeout debug deepspeed disable_tqdm enable_jit_checkpoint
-        eval_accumulation_steps eval_delay eval_do_concat_batches eval_use_gather_object fp16_full_eval fsdp
-        fsdp_config gradient_checkpointing_kwargs hub_always_push hub_model_id hub_private_repo hub_revision
+        eval_accumulation_steps eval_delay eval_do_concat_batches eval_use_gather_object fp16_full_eval
+        gradient_checkpointing_kwargs hub_always_push hub_model_id hub_private_repo hub_revision
         hub_strategy hub_token ignore_data_skip include_for_metrics include_num_input_tokens_seen label_names
         length_column_name liger_kernel_config load_best_model_at_end local_rank log_level log_level_replica
         log_on_each_node logging_first_step logging_nan_inf_filter logging_strategy lr_scheduler_kwargs
-        neftune_noise_alpha optim_args optim_target_modules parallelism_config prediction_loss_only push_to_hub
+        optim_args optim_target_modules parallelism_config prediction_loss_only push_to_hub
         restore_callback_states_from_checkpoint save_on_each_node save_only_model skip_memory_metrics tf32
         torch_compile torch_compile_backend torch_compile_mode torch_empty_cache_steps trackio_bucket_id
         trackio_space_id trackio_static_space_id train_sampling_strategy use_cache use_liger_kernel
     """,
     "SFTConfig": """
-        activation_offloading dataset_kwargs dataset_num_proc eos_token eval_packing model_init_kwargs packing
-        packing_strategy pad_to_multiple_of pad_token padding_free router_aux_loss_coef truncation_mode
+        activation_offloading dataset_kwargs dataset_num_proc eos_token model_init_kwargs pad_to_multiple_of
+        pad_token router_aux_loss_coef truncation_mode
     """,
     "RewardConfig": """
         disable_dropout
-    """,
-    "DPOConfig": """
-        discopop_tau f_alpha_divergence_coef f_divergence_type ld_alpha loss_weights use_weighting
     """,
     "GRPOConfig": """
         cache_implementation cast_lm_head_to_fp32 chat_template_kwargs delta ds3_gather_for_generation entropy_coef

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +26,11 @@ class Pairs(Offline[tokenise.PairSample]):
     def __init__(self, run: Run) -> None:
         super().__init__(run, tokenise.prepare_pairs, max_length=run.config.train.max_length)
         for sample in (*self.samples, *self.held_out):
-            self.margin(sample.record)  # a row without one is told now, not at the step that takes it
+            self.check(sample.record)  # what a row lacks is told now, not at the step that takes it
+
+    def check(self, record: Record) -> None:
+        """Raises: DataError where a row lacks a column that the configuration names."""
+        self.margin(record)
 
     def margin(self, record: Record) -> float:
         """The explicit offset m of a pair.
@@ -36,7 +41,7 @@ class Pairs(Offline[tokenise.PairSample]):
         if column is None:
             return 0.0
         value = record.columns.get(column)
-        if not isinstance(value, int | float):
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
             raise DataError(f"{record.ref}: reward.margin_column is `{column}`, and the row holds {value!r} there")
         return float(value)
 
@@ -52,20 +57,21 @@ class Pairs(Offline[tokenise.PairSample]):
     def note_pairs(self, batch: PairBatch, z_N: Tensor, **columns: list[Any]) -> None:
         """The sessions of a batch: z as baseline reward, (z - m) / (1 + d) as adjusted reward."""
         z_N = z_N.detach().double()
-        adjusted_N = adjusted_margin(z_N, batch.margin_N, batch.gain_N)
+        adjusted = adjusted_margin(z_N, batch.margin_N, batch.gain_N).tolist()
+        z, margins, gains = z_N.tolist(), batch.margin_N.tolist(), batch.gain_N.tolist()
         scored = batch.tokens.mask_BT.sum(dim=1).tolist()
         lengths = batch.tokens.attention_BT.sum(dim=1).tolist()
         for i in range(batch.pairs):
-            self.note(
-                self.records[batch.columns[i]["row_id"]],
-                baseline_reward=float(z_N[i]),
-                adjusted_reward=float(adjusted_N[i]),
-                pivot=float(batch.margin_N[i]),
-                loss_weight=float(batch.gain_N[i]),
-                prompt_tokens=lengths[i] - scored[i],
-                response_tokens=scored[i],
-                **{name: values[i] for name, values in columns.items()},
-            )
+            row = {
+                "baseline_reward": z[i],
+                "adjusted_reward": adjusted[i],
+                "pivot": margins[i],
+                "loss_weight": gains[i],
+                "prompt_tokens": lengths[i] - scored[i],
+                "response_tokens": scored[i],
+            }
+            row |= {name: values[i] for name, values in columns.items()}
+            self.note(self.records[batch.columns[i]["row_id"]], **row)
 
     def pair_figures(self, loss_N: Tensor, z_N: Tensor) -> dict[str, Tally]:
         """Loss, accuracy and margin of held-out pairs; a tie counts as half."""

@@ -118,6 +118,12 @@ OURS = {
     "dataset": {"category_column", "format", "holdout_fraction", "max_rows", "mixture", "recipe_split"},
     "train": {
         "max_length",  # TRL's too, but not for online RL
+        "alphapo_alpha",
+        "cpo_alpha",
+        "cpo_beta",
+        "orpo_lambda",
+        "simpo_beta",
+        "simpo_gamma",
         "early_stopping_patience",
         "max_sessions",
         "reward_offset",
@@ -183,7 +189,9 @@ def test_every_hint_names_a_key_that_exists() -> None:
         ("sft", "mixture=[]", "`mixture` does not apply to sft; it is a key of grpo"),
         ("dpo", "precompute_ref_log_probs=true", "use `reference.source: precomputed`"),
         ("dpo", "sync_ref_model=true", "a reference that follows the policy is not implemented yet"),
-        ("sft", "packing=true", "`packing` is a key of TRL (SFTConfig) that is not implemented"),
+        ("sft", "eos_token=x", "`eos_token` is a key of TRL (SFTConfig) that is not implemented"),
+        ("sft", "packing_strategy=bfd", "`train.packing` is best fit decreasing"),
+        ("dpo", "packing=true", "`packing` does not apply to dpo; it is a key of sft"),
         ("grpo", "use_vllm=true", "`use_vllm` is a key of TRL (GRPOConfig) that is not implemented"),
         ("sft", "torch_dtype=bfloat16", "`torch_dtype` is retired; use `model.dtype`"),
         ("sft", "warmup_ratio=0.1", "`warmup_ratio` is retired; use `train.warmup_steps` (a number below 1"),
@@ -236,11 +244,12 @@ RL = ("reward.reward_funcs=[a, b]",)
         ("sft", ["eval_compliant_when={a: [b]}"], "evaluation.eval_compliant_when", "without `eval_classifier`"),
         ("sft", ["source=adapter_off"], "reference.source", "no adapter to switch off"),
         ("sft", ["cache_dir=x"], "reference.cache_dir", "`source: precomputed`"),
-        ("dpo", ["source=none"], "reference.source", "DPO compares with a reference"),
+        ("dpo", ["source=none"], "reference.source", "`sigmoid` compares with a reference"),
         ("dpo", ["use_peft=true", "source=adapter_off", "reference_model=x"], "reference.reference_model", "no effect"),
         ("sft", ["kl_coefficient=1", "kl.estimator=k3"], "reference.kl", "which the policy did not sample"),
         ("sft", ["kl_coefficient=1", "kl={preset: trl_grpo}"], "reference.kl", "which the policy did not sample"),
         ("sft", ["kl_coefficient=1", "kl={estimator: full, place: reward}"], "reference.kl", "leave out"),
+        ("sft", ["packing=true", "train.max_length=null"], "train.packing", "the size of a bin"),
         ("sft", ["kl={estimator: full}"], "reference.kl", "no effect with `kl_coefficient: 0`"),
         ("sft", ["kl_coefficient=1", "source=precomputed"], "reference.source", "has no logits"),
         ("sft", ["kl_coefficient=1", "source=none"], "reference.source", "needs a reference"),
@@ -421,7 +430,7 @@ def test_show_prints_every_stage_of_a_pipeline(capsys: pytest.CaptureFixture[str
 def test_schema_lists_every_key_of_a_stage_or_of_all(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "config", "schema", "dpo")
     assert code == 0
-    assert "train.beta: a number above 0; default 0.1\n" in out
+    assert "train.label_smoothing: a number of at least 0 and below 0.5; default 0.0\n" in out
     assert "reference.beta" not in out
     code, out, _ = run(capsys, "config", "schema", "--json")
     tables = json.loads(out)
