@@ -18,6 +18,7 @@ STAGE_HELP = {
     "sft": "supervised fine-tuning on demonstrations",
     "reward": "a reward model from preference pairs",
     "dpo": "direct preference optimisation on pairs",
+    "kto": "preference optimisation on completions that are labelled desirable or not",
     "grpo": "online RL with group-relative advantages and reward functions",
 }
 

@@ -29,8 +29,6 @@ INSTEAD: dict[str, str] = {
     "do_train": "the command says what is done",
     "do_eval": "use `train.eval_strategy`",
     "do_predict": "use `evaluation.prompts`",
-    "desirable_weight": "KTO is not implemented yet",
-    "undesirable_weight": "KTO is not implemented yet",
     "generation_batch_size": "each step samples anew; for several steps on one set, use `train.num_iterations`",
     "steps_per_generation": "each step samples anew; for several steps on one set, use `train.num_iterations`",
     "label_smoothing_factor": "for DPO, use `train.label_smoothing`",

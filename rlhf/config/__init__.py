@@ -28,6 +28,7 @@ from rlhf.config.sections import (
 )
 from rlhf.config.sft import SFTConfig, SFTReferenceSection, SFTTrainSection
 from rlhf.config.training import TrainSection
+from rlhf.config.unpaired import KTOConfig, KTOTrainSection
 
 __all__ = [
     "RETIRED",
@@ -40,6 +41,8 @@ __all__ = [
     "GRPOConfig",
     "GRPOTrainSection",
     "KLSection",
+    "KTOConfig",
+    "KTOTrainSection",
     "LedgerSection",
     "MixturePhase",
     "ModelSection",
@@ -56,8 +59,14 @@ __all__ = [
     "TrainSection",
 ]
 
-StageConfig = SFTConfig | RewardConfig | DPOConfig | GRPOConfig
-STAGES: dict[str, type[Any]] = {"sft": SFTConfig, "reward": RewardConfig, "dpo": DPOConfig, "grpo": GRPOConfig}
+StageConfig = SFTConfig | RewardConfig | DPOConfig | KTOConfig | GRPOConfig
+STAGES: dict[str, type[Any]] = {
+    "sft": SFTConfig,
+    "reward": RewardConfig,
+    "dpo": DPOConfig,
+    "kto": KTOConfig,
+    "grpo": GRPOConfig,
+}
 
 RETIRED: dict[str, str] = {
     "torch_dtype": "dtype",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf.batch import DemonstrationBatch, PairBatch, TokenBatch
+from rlhf.batch import DemonstrationBatch, LabelledBatch, PairBatch, TokenBatch
 from rlhf.data.records import Record
 from rlhf.data.tokenise import PairSample, PromptSample, Sample, Tokens
 
@@ -59,6 +59,28 @@ def demonstrations(samples: Sequence[Sample], pad_id: int, gains: Sequence[float
     """SFT rows. gains: 1 + d of each row's category, 1 where null."""
     tokens = token_batch([s.tokens for s in samples], pad_id, [s.row_id for s in samples])
     return DemonstrationBatch(tokens, _per_row(gains, 1.0, len(samples)), tuple(_columns(s.record) for s in samples))
+
+
+def labelled(
+    samples: Sequence[Sample],
+    pad_id: int,
+    gains: Sequence[float] | None = None,
+    margins: Sequence[float] | None = None,
+) -> LabelledBatch:
+    """Labelled completions. gains: 1 + d, 1 where null; margins: the explicit offset m, 0 where null.
+
+    Raises: ValueError naming a row without a label.
+    """
+    labels = [s.record.label for s in samples]
+    if None in labels:
+        raise ValueError(f"{samples[labels.index(None)].record.ref} has no label")
+    return LabelledBatch(
+        token_batch([s.tokens for s in samples], pad_id, [s.row_id for s in samples]),
+        torch.tensor(labels, dtype=torch.bool),
+        _per_row(gains, 1.0, len(samples)),
+        _per_row(margins, 0.0, len(samples)),
+        tuple(_columns(s.record) for s in samples),
+    )
 
 
 def pairs(

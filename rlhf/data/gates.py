@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rewards.errors import DataError
@@ -97,7 +97,8 @@ def check_records(records: Sequence[Record], gates: Gates) -> list[Record]:
     """Records that carry something to learn from; the rest is dropped with its reason.
 
     Dropped: an empty completion or side, a conversation without an assistant's turn, an empty prompt to answer,
-    identical sides. Noted and kept: exact repetitions, since a data set may repeat rows on purpose.
+    identical sides. Noted and kept: exact repetitions, since a data set may repeat rows on purpose, and completions
+    that an earlier row gives the other label.
     """
     kept: list[Record] = []
     seen: set[bytes] = set()
@@ -110,8 +111,27 @@ def check_records(records: Sequence[Record], gates: Gates) -> list[Record]:
         if digest in seen:
             gates.note("the same texts as an earlier row", record.ref)
         seen.add(digest)
+        if record.label is not None and _digest(replace(record, label=not record.label)) in seen:
+            gates.note("an earlier row gives the same texts the other label", record.ref)
         kept.append(record)
     return kept
+
+
+def check_labels(records: Sequence[Record]) -> None:
+    """That both labels occur.
+
+    Raises: DataError with the counts and the file.
+    """
+    desirable = sum(record.label is True for record in records)
+    if 0 < desirable < len(records):
+        return
+    files = list(dict.fromkeys(record.ref.rpartition(":")[0] for record in records))
+    where = files[0] + (f" and {len(files) - 1} more" if len(files) > 1 else "") if files else "the data"
+    raise DataError(
+        f"{where}: {desirable:,} desirable and {len(records) - desirable:,} undesirable completions to train on: "
+        "without both labels nothing says which way to go; add rows of the other label"
+        + (", or train on these with `rlhf sft`" if desirable else "")
+    )
 
 
 def _fault(record: Record) -> str | None:

@@ -60,7 +60,7 @@ class Tokens:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """A demonstration."""
+    """A demonstration or a labelled completion."""
 
     row_id: str
     tokens: Tokens
@@ -115,6 +115,16 @@ def prepare_demonstrations(
                 _remark(tokens, apart, record, gates)
                 samples.append(Sample(record.row_id, tokens, record))
     return samples, _report(gates, len(samples), tokeniser)
+
+
+def prepare_labelled(
+    records: Sequence[Record], tokenizer: Any, *, max_length: int | None = None
+) -> tuple[list[Sample], GateReport]:
+    """Samples of labelled completions, of which the completion is scored; the label stays in the record.
+
+    Raises: as prepare_demonstrations.
+    """
+    return prepare_demonstrations(records, tokenizer, max_length=max_length, completion_only_loss=True)
 
 
 def prepare_pairs(

@@ -21,8 +21,8 @@ def kl_baseline(mean_log_ratio_nats: float) -> float:
     raised to 0 on its own, a larger one.
 
     Units: nats, summed over a response.
-    Source: Ethayarajh et al. 2024 (2402.01306), section 4: max(0, mean over i of log pi(y_j|x_i) / pi_ref(y_j|x_i)), where
-    y_j answers another prompt than x_i.
+    Source: Ethayarajh et al. 2024 (2402.01306), section 4: max(0, mean over i of log pi(y_j|x_i) / pi_ref(y_j|x_i)),
+    where y_j answers another prompt than x_i.
     Departures: none; the bound at 0 is the source's (a divergence is not negative, its estimate can be), and a caller
     records the mean too. It is biased as an estimate of KL(pi || pi_ref): y_j is no sample of the policy.
     """

@@ -6,8 +6,15 @@ from collections.abc import Callable
 
 from rlhf.stages.dpo import DPO
 from rlhf.stages.grpo import GRPO
+from rlhf.stages.kto import KTO
 from rlhf.stages.reward import Reward
 from rlhf.stages.sft import SFT
 from rlhf.stages.work import Run, StageWork
 
-WORKS: dict[str, Callable[[Run], StageWork]] = {"sft": SFT, "reward": Reward, "dpo": DPO, "grpo": GRPO}
+WORKS: dict[str, Callable[[Run], StageWork]] = {
+    "sft": SFT,
+    "reward": Reward,
+    "dpo": DPO,
+    "kto": KTO,
+    "grpo": GRPO,
+}

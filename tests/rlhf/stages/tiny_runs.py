@@ -31,6 +31,7 @@ STAGE_KEYS: dict[str, list[str]] = {
     "sft": ["data.dataset_name=wild7", "data.recipe_split=demonstrations", "data.max_rows=64"],
     "reward": ["data.dataset_name=wild7", "data.recipe_split=pairs", "data.max_rows=64"],
     "dpo": ["data.dataset_name=wild7", "data.recipe_split=pairs", "data.max_rows=64"],
+    "kto": ["data.dataset_name=wild7", "data.recipe_split=pairs", "data.max_rows=32"],
     "grpo": [
         "data.dataset_name=wild7",
         "data.recipe_split=prompts",
