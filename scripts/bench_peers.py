@@ -63,7 +63,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
-    parser.add_argument("--pairs", type=int, default=8, help="pairs a step; SFT takes both answers of each")
+    parser.add_argument("--pairs", type=int, default=8, help="pairs a step; SFT takes their chosen answers")
     parser.add_argument("--steps", type=int, help=f"of a run, the first {WARM_UP} not counted (S: 12, M: 8)")
     parser.add_argument("--learning-rate", type=float, help="of both sides; default: one that moves the loss")
     parser.add_argument("--max-length", type=int, default=512)
@@ -105,7 +105,7 @@ def _plan(args: argparse.Namespace, cache: Path, stage: str) -> Plan:
         dtype=args.dtype,
         device=args.device,
         threads=args.threads,
-        batch=2 * args.pairs if stage == "sft" else args.pairs,
+        batch=args.pairs,
         steps=args.steps,
         max_length=args.max_length,
         learning_rate=args.learning_rate or LEARNING_RATES[stage],

@@ -136,11 +136,10 @@ def fitting(pairs: Sequence[dict[str, str]], tokenizer: Any, stage: str, max_len
 
 
 def as_rows(stage: str, pairs: Sequence[dict[str, str]], count: int) -> list[dict[str, str]]:
-    """`count` rows of a stage. SFT takes both answers of a pair, so that its batches hold as many sequences."""
+    """`count` rows of a stage; SFT takes the chosen answers."""
     if stage != "sft":
         return list(pairs[:count])
-    rows = [{"prompt": pair["prompt"], "completion": pair[side]} for pair in pairs for side in ("chosen", "rejected")]
-    return rows[:count]
+    return [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs[:count]]
 
 
 def uniform_rows(stage: str, tokenizer: Any, length: int, count: int) -> list[dict[str, str]]:

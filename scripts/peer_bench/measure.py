@@ -26,7 +26,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Plan:
-    """One comparison. batch: rows of a step (pairs; two demonstrations a pair in SFT)."""
+    """One comparison. batch: rows of a step (pairs; their chosen answers in SFT)."""
 
     stage: str
     size: str

@@ -20,13 +20,14 @@ LOSS_DIFFERENCE = 1e-5
 LENGTHS_RATIO = 1.6
 
 SKIPPED = {
-    "all": [
-        "padding: every row is filled up to the longest of its batch and computed there",
-        "metrics of every step over all scored tokens: entropy, accuracy of the most likely token, mean logits",
+    "all": ["padding: every row is filled up to the longest of its batch and computed there"],
+    "sft": [
+        "metrics of every step over all scored tokens: entropy, accuracy of the most likely token",
+        "the head at prompt tokens, which no loss asks for",
     ],
-    "sft": ["the head at prompt tokens, which no loss asks for"],
     "reward": ["the prompt a second time: both answers of a pair have it in common"],
     "dpo": [
+        "metrics of every step over all scored tokens: entropy, accuracy of the most likely token, mean logits",
         "the head at prompt tokens, and at completion tokens once more in the backward pass",
         "the prompt a second time: both answers of a pair have it in common",
         "a forward pass of the reference in every step; ours is made once and charged under first_epoch",
