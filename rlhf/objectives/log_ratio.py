@@ -23,7 +23,7 @@ def halves(rows_B: Tensor) -> tuple[Tensor, Tensor]:
     return rows_B[: rows // 2], rows_B[rows // 2 :]
 
 
-def shared_length_weights(mask_BT: Tensor, ld_alpha: float) -> Tensor:
+def shared_length_weights(mask_BT: Tensor, ld_alpha: float, dtype: torch.dtype = torch.float32) -> Tensor:
     """1 on as many counted tokens of a text as the shorter text of its pair has, ld_alpha on those after them.
 
     Shapes: B = 2N, chosen rows first; returns weights_BT, which mean nothing where the mask is False.
@@ -31,8 +31,8 @@ def shared_length_weights(mask_BT: Tensor, ld_alpha: float) -> Tensor:
     """
     chosen_N, rejected_N = halves(mask_BT.sum(dim=1))
     shared_N = torch.minimum(chosen_N, rejected_N)
-    within_BT = mask_BT.cumsum(dim=1) <= torch.cat([shared_N, shared_N]).unsqueeze(1)
-    return torch.where(within_BT, 1.0, ld_alpha)
+    beyond_BT = mask_BT.cumsum(dim=1) > torch.cat([shared_N, shared_N]).unsqueeze(1)
+    return torch.ones_like(mask_BT, dtype=dtype).masked_fill(beyond_BT, ld_alpha)
 
 
 def response_sums(logps_BT: Tensor, mask_BT: Tensor, ld_alpha: float | None = None) -> Tensor:
@@ -45,7 +45,7 @@ def response_sums(logps_BT: Tensor, mask_BT: Tensor, ld_alpha: float | None = No
     """
     if ld_alpha is None:
         return sequence_sum(logps_BT, mask_BT)
-    weights_BT = shared_length_weights(mask_BT, ld_alpha).to(logps_BT.dtype)
+    weights_BT = shared_length_weights(mask_BT, ld_alpha, logps_BT.dtype)
     return sequence_sum(masked_fill(logps_BT, mask_BT) * weights_BT, mask_BT)
 
 
