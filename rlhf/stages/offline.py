@@ -80,6 +80,19 @@ class Offline(ABC, Generic[Sample]):
                     f"reward.differentials names category `{category}`, which no row has; there are "
                     f"{', '.join(sorted(str(c) for c in present if c is not None)) or 'none'}"
                 )
+        if self.schedule.entries:
+            self.run.say(self._without_differential())
+
+    def _without_differential(self) -> Iterator[str]:
+        """Where differentials are set: the rows that none of them reaches, by category."""
+        named = {category for category, _ in self.schedule.entries}
+        rows: dict[str | None, list[str]] = {}
+        for record in self.run.inputs.train:
+            if record.category not in named:
+                rows.setdefault(record.category, []).append(record.ref)
+        for category, refs in sorted(rows.items(), key=lambda item: str(item[0])):
+            what = "rows without a category" if category is None else f"category `{category}` without a differential"
+            yield f"{what}: gain 1 ({len(refs)} rows: {', '.join(refs[:3])}{', ...' if len(refs) > 3 else ''})"
 
     def gain(self, record: Record) -> float:
         """1 + d of the record's category."""

@@ -1,4 +1,4 @@
-"""Every loss on pairs that TRL has, with its knobs: value and gradient of the stage's own code against TRL's trainer."""
+"""Every loss on pairs that TRL has, with its knobs: value and gradient of the stage's code against TRL's trainer."""
 
 from pathlib import Path
 from typing import Any
