@@ -37,14 +37,16 @@ class Chat:
     def prompt(self, messages: Sequence[Message], ref: str) -> str:
         """The text that the model continues: with the header of its answer, or its own unfinished last turn.
 
-        Raises: DataError where the template refuses the messages or nobody is asked anything.
+        Raises: DataError where the template refuses or drops messages, or nobody is asked anything.
         """
         last = messages[-1]["role"]
         if last == "system":
             raise DataError(f"{ref}: the prompt ends with a system message: there is nothing to answer")
-        return self._render(
+        text = self._render(
             messages, ref, add_generation_prompt=last != "assistant", continue_final=last == "assistant"
         )
+        self._shows(messages, text, ref)
+        return text
 
     def completion(self, prompt: Sequence[Message], completion: Sequence[Message], ref: str) -> list[Piece]:
         """Pieces of prompt and completion; of the completion only assistant turns are answers.
@@ -64,7 +66,9 @@ class Chat:
 
     def whole(self, messages: Sequence[Message], ref: str) -> list[Piece]:
         """A conversation as one piece, where no turn needs to be told from another."""
-        return [Piece(self._render(messages, ref), False, True)]
+        text = self._render(messages, ref)
+        self._shows(messages, text, ref)
+        return [Piece(text, False, True)]
 
     def _answers(self, messages: list[Message], ref: str, first: int, head: str) -> list[Piece]:
         turns = [i for i in range(first, len(messages)) if messages[i]["role"] == "assistant"]
@@ -74,6 +78,7 @@ class Chat:
             whole, spans = self._marked(messages, ref)
         else:
             whole, spans = self._by_prefixes(messages, turns, ref, {first: head} if head else {0: ""})
+        self._shows(messages, whole, ref)
         pieces = _cut(whole, spans)
         if not any(piece.answer and piece.text for piece in pieces):
             raise DataError(f"{ref}: the chat template of {self.name} marks no token of the assistant's as an answer")
@@ -116,6 +121,16 @@ class Chat:
             spans.append((len(before), len(after)))
         return whole, spans
 
+    def _shows(self, messages: Sequence[Message], text: str, ref: str) -> None:
+        """Refuses a text that lacks what a user or the system says; thoughts in earlier answers may be left out."""
+        for number, message in enumerate(messages, 1):
+            said = (message.get("content") or "").strip()
+            if message["role"] in ("system", "user") and said not in text:
+                raise DataError(
+                    f"{ref}: the chat template of {self.name} drops what message {number} ({message['role']}) says: "
+                    "set model.chat_template_path to a template that shows it, or take such messages out of the data"
+                )
+
     def _render(
         self, messages: Sequence[Message], ref: str, add_generation_prompt: bool = False, continue_final: bool = False
     ) -> str:
@@ -142,7 +157,7 @@ def open_chat(tokenizer: Any) -> Chat:
     chat = Chat(tokenizer, name, ())
     turns = [("user", "alpha"), ("assistant", "beta"), ("user", "gamma")]
     dialogue = [{"role": role, "content": content} for role, content in turns]
-    prompt = chat.prompt(dialogue, "a test dialogue")
+    prompt = chat._render(dialogue, "a test dialogue", add_generation_prompt=True)
     answered = chat._render([*dialogue, {"role": "assistant", "content": "delta"}], "a test dialogue")
     for text, words in ((prompt, ("alpha", "beta", "gamma")), (answered, ("delta",))):
         lost = [word for word in words if word not in text]

@@ -36,11 +36,23 @@ def read_file(path: Path) -> list[Parsed]:
     try:
         return list(_READERS[suffix](path))
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+        raise DataError(_undecodable(path)) from error
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: damaged gzip archive ({error}): copy the file again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
+def _undecodable(path: Path) -> str:
+    """The error for a file that is not UTF-8, with its first line that is not."""
+    with gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                byte = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}"
+                return f"{path}:{number}: not UTF-8 text ({byte}): save the file as UTF-8"
+    return f"{path}: not UTF-8 text: save the file as UTF-8"
 
 
 def _open(path: Path) -> IO[str]:

@@ -1,5 +1,6 @@
 """Chat templates: answers are found, prompts are what the model is given, templates that hide either are refused."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -127,6 +128,48 @@ def test_a_template_that_refuses_a_row_says_why():
     strict = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turns here') }}{% endif %}" + CHATML
     with pytest.raises(DataError, match="f:3: the chat template of tiny-chat refuses these messages: no system turns"):
         open_chat(tokenizer(strict)).conversation([SYSTEM, USER, BOT], "f:3")
+
+
+NO_SYSTEM = CHATML.replace("in messages", "in messages if m['role'] != 'system'")
+
+
+def test_a_template_that_drops_a_system_turn_names_row_and_message():
+    chat = open_chat(tokenizer(NO_SYSTEM))
+    assert chat.prompt([USER], "f:3") == "<|user|>hi</s><|assistant|>"
+    for render in (
+        lambda: chat.prompt([SYSTEM, USER], "f:4"),
+        lambda: chat.completion([SYSTEM, USER], [BOT], "f:4"),
+        lambda: chat.conversation([SYSTEM, USER, BOT], "f:4"),
+        lambda: chat.whole([SYSTEM, USER, BOT], "f:4"),
+    ):
+        with pytest.raises(
+            DataError, match=r"f:4: the chat template of tiny-chat drops what message 1 \(system\) says"
+        ):
+            render()
+
+
+def test_what_is_trimmed_or_thought_in_an_earlier_answer_is_not_dropped():
+    trimming = open_chat(tokenizer(CHATML.replace("m['content'] +", "m['content'] | trim +")))
+    assert "<|user|>hi\n there</s>" in trimming.prompt([{"role": "user", "content": "  hi\n there \n"}], "f:1")
+    without_thoughts = CHATML.replace("m['content'] +", "m['content'].split('</think>')[-1] +")
+    thought = {"role": "assistant", "content": "<think>hm</think>hello"}
+    assert "hm" not in open_chat(tokenizer(without_thoughts)).prompt([USER, thought, AGAIN], "f:1")
+
+
+def test_no_template_of_a_language_model_that_trl_brings_is_taken_for_one_that_drops_turns():
+    trl = pytest.importorskip("trl", reason="TRL brings the templates of many models")
+    folder, tried = Path(trl.__file__).parent / "chat_templates", 0
+    for path in sorted(folder.glob("*.jinja")):
+        made = tokenizer(path.read_text(encoding="utf-8"))
+        made.bos_token = "</s>"
+        try:
+            open_chat(made).completion([SYSTEM, USER], [BOT], "f:1")
+        except (ConfigError, DataError) as error:
+            # Vision models' templates take lists of parts; some refuse system turns, or add thoughts before an answer.
+            vision = path.name.startswith(("idefics", "llava", "smolvlm"))
+            assert vision or "refuses these messages" in str(error) or "otherwise alone" in str(error), path.name
+        tried += 1
+    assert tried > 30
 
 
 def test_answers_without_an_end_token_are_remarked():
