@@ -101,6 +101,35 @@ class LabelledBatch:
 
 
 @dataclass(frozen=True)
+class ScoredBatch:
+    """Completions with scores.
+
+    Shapes: tokens B rows; target_BA, A attributes: shares of the declared scale, of ordinal scores levels from 0; 0
+    where known_BA is False and there is no score; gain_B, 1 + d of the row's category. columns: one dict a row.
+    """
+
+    tokens: TokenBatch
+    target_BA: Tensor
+    known_BA: Tensor
+    gain_B: Tensor
+    columns: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class StepBatch:
+    """Texts whose steps are right or wrong.
+
+    Shapes: tokens B rows, whose mask_BT is True at the last token of each step; right_X bool, of the steps in row
+    order; gain_B, 1 + d of the row's category. columns: one dict a row.
+    """
+
+    tokens: TokenBatch
+    right_X: Tensor
+    gain_B: Tensor
+    columns: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
 class RolloutBatch:
     """Scored completions of the policy itself.
 

@@ -152,8 +152,8 @@ class EvaluationSection(Section):
     def cautions(self) -> Iterator[Problem]:
         """Nothing is sampled without prompts."""
         if self.prompts is None:
-            # A reward model's offset samples with these two even without prompts of its own.
-            sampling = {"prompts", "eval_temperature", "eval_max_completion_length"}
+            # A reward model's offset samples with these two even without prompts of its own; probes sample nothing.
+            sampling = {"prompts", "eval_temperature", "eval_max_completion_length", "probes"}
             for key in self.changed(*(name for name in type(self).model_fields if name not in sampling)):
                 yield key, "has no effect: prompts is null, so nothing is sampled"
 

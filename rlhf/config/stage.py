@@ -23,6 +23,11 @@ class Stage(Section):
     evaluation: EvaluationSection = Field(default_factory=EvaluationSection, description="Sampled evaluation")
     tracking: TrackingSection = Field(default_factory=TrackingSection, description="Trackers")
 
+    @property
+    def takes(self) -> str | None:
+        """The kind of rows that the stage learns from, where it has a choice."""
+        return None
+
     def opens_reference(self) -> bool:
         """True when the stage has a use for a reference."""
         return False

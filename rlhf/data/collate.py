@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlhf.batch import DemonstrationBatch, LabelledBatch, PairBatch, TokenBatch
+from rlhf.batch import DemonstrationBatch, LabelledBatch, PairBatch, ScoredBatch, StepBatch, TokenBatch
 from rlhf.data.records import Record
+from rlhf.data.scoring import StepSample
 from rlhf.data.tokenise import PairSample, PromptSample, Sample, Tokens
 
 
@@ -79,6 +80,32 @@ def labelled(
         torch.tensor(labels, dtype=torch.bool),
         _per_row(gains, 1.0, len(samples)),
         _per_row(margins, 0.0, len(samples)),
+        tuple(_columns(s.record) for s in samples),
+    )
+
+
+def scored(
+    samples: Sequence[Sample],
+    targets: Sequence[Sequence[float | None]],
+    pad_id: int,
+    gains: Sequence[float] | None = None,
+) -> ScoredBatch:
+    """Completions with a target for each attribute, null where there is none. gains: 1 + d, 1 where null."""
+    return ScoredBatch(
+        token_batch([s.tokens for s in samples], pad_id, [s.row_id for s in samples]),
+        torch.tensor([[0.0 if t is None else t for t in row] for row in targets], dtype=torch.float64),
+        torch.tensor([[t is not None for t in row] for row in targets], dtype=torch.bool),
+        _per_row(gains, 1.0, len(samples)),
+        tuple(_columns(s.record) for s in samples),
+    )
+
+
+def steps(samples: Sequence[StepSample], pad_id: int, gains: Sequence[float] | None = None) -> StepBatch:
+    """Texts with their steps. gains: 1 + d of each row's category, 1 where null."""
+    return StepBatch(
+        token_batch([s.tokens for s in samples], pad_id, [s.row_id for s in samples]),
+        torch.from_numpy(np.concatenate([s.right for s in samples])),
+        _per_row(gains, 1.0, len(samples)),
         tuple(_columns(s.record) for s in samples),
     )
 

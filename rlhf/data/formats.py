@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ from pydantic import ValidationError
 from rewards.errors import ConfigError, DataError
 from rlhf.data.importers import best_and_worst, hh_messages, looks_like_hh, split_shared
 from rlhf.data.records import FORMATS, Record, is_messages, rows_of
-from rlhf.data.schemas import ROW_MODELS
+from rlhf.data.responses import scored_responses
+from rlhf.data.schemas import EACH_SCORED, ROW_MODELS, Row
 from rlhf.data.sources import RawRow
 
 
@@ -72,11 +74,12 @@ def _is_gap(name: str, other: str, row: RawRow) -> bool:
 
 
 def to_records(
-    rows: Sequence[RawRow], name: str | None = None, category_column: str = "category"
+    rows: Sequence[RawRow], name: str | None = None, category_column: str = "category", *, each_response: bool = False
 ) -> tuple[list[Record], list[str]]:
     """Records of the rows, and the lines that announce how each file was read.
 
-    name: a format of FORMATS for all rows; null detects it file by file.
+    name: a format of FORMATS for all rows; null detects it file by file. each_response: of scored responses every one
+    becomes a record, not the best and the worst of a row.
 
     Raises: ConfigError for an unknown format; DataError with file and row for a row that does not keep to it.
     """
@@ -87,25 +90,29 @@ def to_records(
     notes: list[str] = []
     for file_rows in _by_file(rows):
         form = name or detect(file_rows)
-        found, remarks = _records(file_rows, form, category_column)
+        each = each_response and form == "scored"
+        found, remarks = _records(file_rows, form, category_column, each)
         records += found
         notes += remarks
         key = (file_rows[0].dataset_id, form, _is_conversational(found[0]))
         said.setdefault(key, []).append((file_rows[0].file, len(file_rows)))
     _unique_ids(records)
-    lines = [announce(dataset, files, form, chat) for (dataset, form, chat), files in said.items()]
+    lines = [announce(dataset, files, form, chat, each_response) for (dataset, form, chat), files in said.items()]
     return records, [*lines, *notes]
 
 
-def announce(dataset: str, files: Sequence[tuple[str, int]], name: str, conversational: bool) -> str:
+def announce(
+    dataset: str, files: Sequence[tuple[str, int]], name: str, conversational: bool, each_response: bool = False
+) -> str:
     """`1,700 rows of pairs.jsonl.gz read as HH transcripts -> prompt, chosen, rejected (conversational)`.
 
     files: (name, rows) of each file that was read this way.
     """
     form = FORMATS[name]
+    yields = "prompt, completion, score (each response)" if each_response and name == "scored" else form.yields
     source = files[0][0] if len(files) == 1 else f"{dataset} ({len(files)} files)"
     return (
-        f"{rows_of(sum(count for _, count in files))} of {source} read as {form.label} -> {form.yields} "
+        f"{rows_of(sum(count for _, count in files))} of {source} read as {form.label} -> {yields} "
         f"({'conversational' if conversational else 'standard'})"
     )
 
@@ -129,30 +136,33 @@ def _unique_ids(records: Sequence[Record]) -> None:
         seen[record.row_id] = record.ref
 
 
-def _records(rows: Sequence[RawRow], form: str, category_column: str) -> tuple[list[Record], list[str]]:
+def _records(
+    rows: Sequence[RawRow], form: str, category_column: str, each_response: bool
+) -> tuple[list[Record], list[str]]:
     records: list[Record] = []
     joined: list[str] = []
     ties: list[str] = []
     for row in rows:
-        values = _validated(row, form)
-        fields, used, touched = _fields(row, form, values)
+        values = _validated(row, form, EACH_SCORED if each_response else ROW_MODELS[form])
+        fields, used, touched = _each(row, values) if each_response else _fields(row, form, values)
         if touched:
             (ties if form == "scored" else joined).append(row.ref)
         if fields is None:
             continue
         columns = {key: value for key, value in row.values.items() if key not in used}
         category = columns.get(category_column)
-        records.append(
-            Record(
-                row_id=f"{row.file}:{row.row}" if columns.get("row_id") is None else str(columns["row_id"]),
-                dataset_id=row.dataset_id,
-                ref=row.ref,
-                kind=FORMATS[form].kind,
-                category=None if category is None else str(category),
-                columns=columns,
-                **fields,
-            )
+        if isinstance(category, float) and not math.isfinite(category):
+            raise row.error(f"has {category} in the column `{category_column}`: leave it out where it is not known")
+        record = Record(
+            row_id=f"{row.file}:{row.row}" if columns.get("row_id") is None else str(columns["row_id"]),
+            dataset_id=row.dataset_id,
+            ref=row.ref,
+            kind=FORMATS[form].kind,
+            category=None if category is None else str(category),
+            columns=columns,
+            **fields,
         )
+        records += scored_responses(record, values.responses, values.scores) if each_response else [record]
         if _is_conversational(records[-1]) != _is_conversational(records[0]):
             here, first = ("messages", "text") if _is_conversational(records[-1]) else ("text", "messages")
             raise row.error(
@@ -172,12 +182,18 @@ def _some(refs: list[str]) -> str:
     return ", ".join(refs[:5]) + (", ..." if len(refs) > 5 else "")
 
 
-def _validated(row: RawRow, form: str) -> Any:
+def _each(row: RawRow, values: Any) -> tuple[dict[str, Any], set[str], bool]:
+    if len(values.responses) != len(values.scores):
+        raise row.error(f"has {len(values.responses)} responses and {len(values.scores)} scores")
+    return {"prompt": values.prompt}, {"prompt", "responses", "completions", "scores"}, False
+
+
+def _validated(row: RawRow, form: str, model: type[Row]) -> Any:
     values = {key: value for key, value in row.values.items() if value is not None}
     if form == "scored" and "responses" not in values and "completions" in values:
         values["responses"] = values["completions"]
     try:
-        return ROW_MODELS[form].model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = "`" + ".".join(str(part) for part in first["loc"]) + "`" if first["loc"] else ""
@@ -235,8 +251,10 @@ def _build_scored(values: Any) -> tuple[dict[str, Any] | None, set[str], bool]:
 def _build_stepwise(values: Any) -> tuple[dict[str, Any], set[str], bool]:
     if len(values.completions) != len(values.labels):
         raise ValueError(f"has {len(values.completions)} steps and {len(values.labels)} labels")
-    # The steps and labels stay columns: no stage trains on them yet, so no field of their own exists.
-    return {"prompt": values.prompt}, {"prompt"}, False
+    if not all(step.strip() for step in values.completions):
+        raise ValueError(f"has an empty step {next(i for i, s in enumerate(values.completions, 1) if not s.strip())}")
+    # Steps and labels stay columns; the completion is what they are together, for whoever reads texts.
+    return {"prompt": values.prompt, "completion": "\n".join(values.completions)}, {"prompt"}, False
 
 
 _BUILD: dict[str, Callable[[Any], tuple[dict[str, Any] | None, set[str], bool]]] = {

@@ -25,21 +25,22 @@ class Splits:
     lines: list[str]
 
 
-def load(data: DataSection, stage: str, seed: int = 42) -> Splits:
+def load(data: DataSection, stage: str, seed: int = 42, kind: str | None = None) -> Splits:
     """Everything from the configuration to records: read, recognise, convert for the stage, hold out.
 
-    stage: sft, reward, dpo or grpo. With dataset_test_split that split is held out as it is, and prompts that it
-    shares with the training split are counted; without one, holdout_fraction of the prompts.
+    stage: sft, reward, dpo, kto or grpo; kind: the rows it takes, where it has a choice. With dataset_test_split that
+    split is held out as it is, and prompts that it shares with the training split are counted; without one,
+    holdout_fraction of the prompts.
 
     Raises: ConfigError, DataError.
     """
-    train, lines = load_records(data, stage, data.dataset_train_split, seed)
+    train, lines = load_records(data, stage, data.dataset_train_split, seed, kind)
     if data.dataset_test_split is None:
         train, held_out = split_by_prompt(train, data.holdout_fraction, seed)
         if held_out:
             lines.append(f"held out by prompt: {rows_of(len(held_out))}; trained on: {rows_of(len(train))}")
         return Splits(train, held_out, lines)
-    held_out, more = load_records(data, stage, data.dataset_test_split, seed)
+    held_out, more = load_records(data, stage, data.dataset_test_split, seed, kind)
     known = {prompt_key(prompt_of(record)) for record in train}
     shared = [record.ref for record in held_out if prompt_key(prompt_of(record)) in known]
     if shared:
@@ -51,11 +52,12 @@ def load(data: DataSection, stage: str, seed: int = 42) -> Splits:
 
 
 def load_records(
-    data: DataSection, stage: str, split: str | None = None, seed: int = 42
+    data: DataSection, stage: str, split: str | None = None, seed: int = 42, kind: str | None = None
 ) -> tuple[list[Record], list[str]]:
     """Records of one split as the stage uses them, and the lines that announce them."""
-    records, lines = to_records(read_rows(data, split, seed), data.format, data.category_column)
-    fitting, more = for_stage(records, stage)
+    rows = read_rows(data, split, seed)
+    records, lines = to_records(rows, data.format, data.category_column, each_response=kind == "scored")
+    fitting, more = for_stage(records, stage, kind)
     return fitting, [*lines, *more]
 
 

@@ -13,7 +13,7 @@ from rewards.errors import DataError
 
 Message = dict[str, Any]
 Text = str | list[Message]
-Kind = Literal["demonstration", "pair", "prompt", "labelled", "stepwise"]
+Kind = Literal["demonstration", "pair", "prompt", "labelled", "stepwise", "scored"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ KIND_LABEL: dict[Kind, str] = {
     "prompt": "prompts",
     "labelled": "labelled completions",
     "stepwise": "stepwise supervision",
+    "scored": "scored completions (prompt, completion and columns of scores, or prompt, responses, scores)",
 }
 
 
@@ -108,40 +109,52 @@ def prompt_key(text: Text) -> str:
     return hashlib.sha256(words.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-_TAKES: dict[str, Kind] = {"sft": "demonstration", "reward": "pair", "dpo": "pair", "grpo": "prompt"}
+_TAKES: dict[str, Kind] = {
+    "sft": "demonstration",
+    "reward": "pair",
+    "dpo": "pair",
+    "kto": "labelled",
+    "grpo": "prompt",
+}
 
 
-def for_stage(records: Sequence[Record], stage: str) -> tuple[list[Record], list[str]]:
-    """The records as the stage uses them, and a line for every conversion.
+def for_stage(records: Sequence[Record], stage: str, kind: str | None = None) -> tuple[list[Record], list[str]]:
+    """The records as the stage uses them, and a line for every conversion. kind: what it takes, where it has a choice.
 
-    SFT takes demonstrations, and the chosen side of pairs; reward and dpo take pairs; grpo takes the prompt of
-    anything that has one.
+    SFT takes demonstrations, and the chosen side of pairs; reward and dpo take pairs; kto takes labelled completions,
+    and pairs as two of them; grpo takes the prompt of anything that has one.
 
     Raises: DataError saying what was found and what the stage takes.
     """
-    wanted = _TAKES[stage]
+    wanted: Kind = _TAKES[stage] if kind is None else kind  # type: ignore[assignment]
     out: list[Record] = []
     converted: dict[str, int] = {}
     for record in records:
-        fitting = record if record.kind == wanted else _convert(record, wanted)
-        if fitting is None:
+        fitting = [record] if record.kind == wanted else _convert(record, wanted)
+        if not fitting:
             raise DataError(
                 f"{record.ref}: {stage} takes {KIND_LABEL[wanted]}, found {_found(record)}: "
                 f"{_ADVICE.get((record.kind, wanted), '')}choose other data, or name the format with data.format"
             )
-        if fitting is not record:
+        if fitting[0] is not record:
             said = f"{record.dataset_id}: {KIND_LABEL[record.kind]} -> {_SAID[wanted]}"
             converted[said] = converted.get(said, 0) + 1
-        out.append(fitting)
+        out += fitting
     return out, [f"{rows_of(count)} of {said}" for said, count in converted.items()]
 
 
-_SAID = {"demonstration": "demonstrations (the chosen side)", "prompt": "prompts (the answers are not used)"}
+_SAID = {
+    "demonstration": "demonstrations (the chosen side)",
+    "prompt": "prompts (the answers are not used)",
+    "scored": "scored completions",
+    "labelled": "labelled completions, two a pair (chosen: desirable, rejected: undesirable)",
+}
 _ADVICE: dict[tuple[str, str], str] = {
     (
         "labelled",
         "demonstration",
     ): "to train on all completions whatever their label set data.format=prompt_completion; else ",
+    ("demonstration", "labelled"): "a column `label` says of each completion whether it is desirable; add one, or ",
 }
 
 
@@ -151,25 +164,46 @@ def _found(record: Record) -> str:
     return KIND_LABEL[record.kind]
 
 
-def _convert(record: Record, wanted: Kind) -> Record | None:
+def _convert(record: Record, wanted: Kind) -> list[Record]:
+    """What the stage takes of a record of another kind; nothing where it can take nothing."""
     if wanted == "demonstration" and record.kind == "pair":
-        return replace(record, kind=wanted, completion=record.chosen, chosen=None, rejected=None)
+        return [replace(record, kind=wanted, completion=record.chosen, chosen=None, rejected=None)]
+    if wanted == "labelled" and record.kind == "pair":
+        return [_side(record, "chosen", True), _side(record, "rejected", False)]
+    if wanted == "scored" and record.kind == "demonstration" and record.prompt is not None:
+        return [replace(record, kind=wanted)]
     if wanted != "prompt":
-        return None
+        return []
     prompt = record.prompt
     if prompt is None and isinstance(record.completion, list):
         # A conversation asks for its last answer; one without a last answer asks as it stands.
         turns = record.completion
         prompt = turns[:-1] if turns[-1]["role"] == "assistant" else turns
     if prompt is None:
-        return None  # an empty prompt is one: the gates drop and count it
+        return []  # an empty prompt is one: the gates drop and count it
     sides = {"chosen": record.chosen, "rejected": record.rejected} if record.kind == "pair" else {}
-    return Record(
-        record.row_id,
-        record.dataset_id,
-        record.ref,
-        "prompt",
-        prompt=prompt,
-        category=record.category,
-        columns={**record.columns, **sides},
+    return [
+        Record(
+            record.row_id,
+            record.dataset_id,
+            record.ref,
+            "prompt",
+            prompt=prompt,
+            category=record.category,
+            columns={**record.columns, **sides},
+        )
+    ]
+
+
+def _side(record: Record, side: Literal["chosen", "rejected"], label: bool) -> Record:
+    """One side of a pair on its own, under the name that the sides of a pair have elsewhere too."""
+    text = record.chosen if side == "chosen" else record.rejected
+    return replace(
+        record,
+        row_id=f"{record.row_id}#{side}",
+        kind="labelled",
+        completion=text,
+        chosen=None,
+        rejected=None,
+        label=label,
     )

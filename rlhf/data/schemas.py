@@ -103,6 +103,12 @@ class _Scored(Row):
     scores: list[float]
 
 
+class _EachScored(Row):
+    prompt: AnyText
+    responses: list[AnyText] = Field(min_length=1)
+    scores: list[Any]
+
+
 def _same_form(row: Row, *names: str) -> None:
     forms = {name: is_messages(getattr(row, name)) for name in names}
     if len(set(forms.values())) > 1:
@@ -123,3 +129,6 @@ ROW_MODELS: dict[str, type[Row]] = {
     "sharegpt": _ShareGPT,
     "scored": _Scored,
 }
+
+EACH_SCORED: type[Row] = _EachScored
+"""The format `scored` where every response counts, not the best and the worst: a score may have several attributes."""

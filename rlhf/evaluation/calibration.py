@@ -74,9 +74,10 @@ def ece(p: Floats, y: Floats, bins: int | None = None) -> float:
 
 
 def squared_ece(p: Floats, y: Floats, bins: int | None = None) -> float:
-    """Squared calibration error without the bias of its bins' noise: sum_b w_b [(p - y)^2 - y (1 - y) / (n_b - 1)].
+    """Squared calibration error without the bias of its bins' noise: sum_b w_b [(p - y)^2 - var(y) / n_b].
 
-    Around 0, and as often below, when the probabilities are right.
+    var(y) / n_b is y (1 - y) / (n_b - 1) of outcomes 0 and 1, and less of probabilities. Around 0, and as often below,
+    when the probabilities are right.
     Raises: ValueError for bins with fewer than two rows.
     Source: Kumar et al. 2019 (1909.10155), the debiased estimator.
     """
@@ -85,8 +86,7 @@ def squared_ece(p: Floats, y: Floats, bins: int | None = None) -> float:
         n = len(index)
         if n < 2:
             raise ValueError("a bin of one row has no variance: use fewer bins")
-        share = float(y[index].mean())
-        total += n * ((float(p[index].mean()) - share) ** 2 - share * (1 - share) / (n - 1))
+        total += n * ((float(p[index].mean()) - float(y[index].mean())) ** 2 - float(y[index].var(ddof=1)) / n)
     return total / len(p)
 
 
@@ -121,8 +121,7 @@ def fit_temperature(z: Floats, y: Floats, noise: float = 0.0) -> dict[str, Any]:
         return missing(f"fewer than {LEAST_HALF} rows")
     if not np.any(z):
         return missing("all margins are 0")
-    signed = np.where(y == 1, z, -z)
-    if np.all(signed >= 0) and noise == 0:
+    if np.all(z * (2 * y - 1) >= 0) and np.all((y == 0) | (y == 1)) and noise == 0:
         return missing("no margin is on the wrong side: the likelihood grows without end as T falls")
     if _slope(0.0, z, y, noise) <= 0:
         return missing("the margins order no better than chance: no positive temperature fits")

@@ -17,6 +17,7 @@ from rlhf.models.head_spec import HeadSpec
 from rlhf.models.policy import LANGUAGE, Policy
 from rlhf.ops.logprobs import PolicyOutput
 from rlhf.ops.scores import conservative, ordered, unordered
+from rlhf.ops.shards import full
 
 HEAD_WEIGHTS, HEAD_CONFIG = "value_head.safetensors", "value_head.json"
 SCALAR = frozenset({"scores", "heads"})
@@ -43,8 +44,8 @@ class RewardModel(Policy):
     """A causal LM that scores a text: linear maps of the backbone's last hidden states at the row's last real token.
 
     The language-model head is kept, so that a reward model can be regularised by what it would say. `offset` is
-    subtracted from every score (0 until `set_offset`). `temperature` is what the scores' differences are to be divided
-    by for their probabilities to be right, as measured; it is saved and reported, and no score is divided by it.
+    subtracted from every score (0 until `set_offset`). `temperature` is what margins are to be divided by for their
+    probabilities to be right, as measured; it is saved and reported, and no score is divided by it.
     Shapes: head_weight holds the maps of K members with A outputs one after the other: (K A H).
     Units: score units, arbitrary up to the offset, or those of the spec's declared scale.
     Departures: a head starts as in TRL's classifier, normal with the model's own initializer_range (0.02 where it
@@ -60,7 +61,6 @@ class RewardModel(Policy):
     ) -> None:
         super().__init__(model)
         self.spec = spec or HeadSpec()
-        self.temperature: dict[str, Any] | None = None
         language_head = self._core().get_output_embeddings()
         if not trains_language_head and language_head is not None:
             own = language_head.weight is not self._core().get_input_embeddings().weight
@@ -76,6 +76,8 @@ class RewardModel(Policy):
             self.raw_thresholds = nn.Parameter(self._even_thresholds(dtype))
         self.register_buffer("offset", torch.zeros((), dtype=torch.float64, device=self.device))
         self.offset: Tensor
+        self.register_buffer("fitted", torch.zeros(4, dtype=torch.float64, device=self.device))
+        self.fitted: Tensor
 
     def forward(
         self, tokens: TokenBatch, need: frozenset[str] = frozenset({"scores"}), temperature: float = 1.0
@@ -113,6 +115,11 @@ class RewardModel(Policy):
         """An ordinal head's ascending thresholds. Shapes: thresholds_KAC."""
         return None if self.raw_thresholds is None else ordered(self.raw_thresholds)
 
+    def whole_thresholds(self) -> Tensor:
+        """The thresholds outside a pass, without gradient; where they are cut over ranks, every rank must ask."""
+        assert self.raw_thresholds is not None
+        return ordered(full(self.raw_thresholds.detach()))
+
     def set_thresholds(self, thresholds_AC: Tensor) -> None:
         """Where the thresholds of every member start. Raises: ValueError when they do not ascend."""
         assert self.raw_thresholds is not None
@@ -128,10 +135,25 @@ class RewardModel(Policy):
         """From now on subtract this from what the head gives (not added to an earlier offset)."""
         self.offset.fill_(offset)
 
+    @property
+    def temperature(self) -> dict[str, Any] | None:
+        """The fitted temperature with its interval and the rows behind it; null where none was fitted."""
+        value, low, high, n = self.fitted.tolist()
+        return {"value": value, "low": low or None, "high": high or None, "n": int(n)} if value else None
+
+    def set_temperature(self, found: dict[str, Any] | None) -> None:
+        """What `calibration.fit_temperature` gave; one without a value leaves none."""
+        if found is None or found["value"] is None:
+            self.fitted.zero_()
+        else:
+            numbers = [found["value"], found["low"] or 0.0, found["high"] or 0.0, found["n"]]
+            self.fitted.copy_(torch.tensor(numbers, dtype=torch.float64))
+
     def identity(self) -> str:
         """SHA-256 of everything that a score depends on but the tokenizer: weights, heads, offset, kind of head.
 
-        The same for a model in memory and for one read back from the folder that it was saved to.
+        The same for a model in memory and for one read back from the folder that it was saved to. Where it is cut over
+        ranks, every rank must ask.
         """
         digest = hashlib.sha256(json.dumps(self.spec.as_dict(), sort_keys=True).encode())
         # The language-model head scores nothing, but a tied one is the embedding.
@@ -141,8 +163,9 @@ class RewardModel(Policy):
         for name, tensor in [*self.named_parameters(), ("offset", self.offset)]:
             if tensor is own and not tied:
                 continue
-            digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
+            whole = full(tensor.detach())
+            digest.update(f"{name} {tuple(whole.shape)}\n".encode())
+            digest.update(whole.cpu().float().contiguous().numpy().data)
         return digest.hexdigest()
 
     def save(self, folder: Path | str, tokenizer: Any = None) -> None:
@@ -186,7 +209,7 @@ class RewardModel(Policy):
             self.offset.copy_(head["offset"])
             if self.raw_thresholds is not None:
                 self.raw_thresholds.copy_(head["raw_thresholds"])
-        self.temperature = described.get("temperature")
+        self.set_temperature(described.get("temperature"))
 
 
 def read_head(folder: Path | str) -> tuple[HeadSpec, dict[str, Any]]:

@@ -39,10 +39,12 @@ def read_inputs(stage: str, config: StageConfig) -> Inputs:
     """
     seed = config.train.seed
     _check_functions(config)
-    splits = holdout.load(config.data, stage, seed)
+    splits = holdout.load(config.data, stage, seed, config.takes)
     # Rows without anything to learn from are dropped and counted at tokenisation; here only: is anything left?
     checks = gates.Gates()
     checks.report(len(gates.check_records(splits.train, checks)))
+    if stage == "kto":
+        gates.check_labels(splits.train)
     lines = list(splits.lines)
     eval_prompts: list[Record] = []
     evaluation = config.evaluation
@@ -73,5 +75,6 @@ def _digest(records: list[Record]) -> str:
     for record in records:
         texts: list[Text | None] = [record.prompt, record.completion, record.chosen, record.rejected]
         row = [record.row_id, record.category, record.columns, *texts]
+        row += [record.label] if record.label is not None else []
         digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     return digest.hexdigest()

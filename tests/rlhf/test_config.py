@@ -126,9 +126,19 @@ OURS = {
         "simpo_gamma",
         "early_stopping_patience",
         "max_sessions",
+        "attribute_weights",
+        "attributes",
+        "ensemble_size",
+        "ensemble_std_coefficient",
+        "huber_delta",
+        "label_noise",
+        "loss_type",  # TRL's too, but not for SFT and reward models
         "reward_offset",
         "rm_regularizer",
         "rm_regularizer_weight",
+        "score_scale",
+        "step_aggregation",
+        "step_separator",
         "world_size",
     },
     "model": {"chat_template_path"},
@@ -225,6 +235,8 @@ def test_bare_leaves_reach_the_section_they_live_in() -> None:
 # --- what does not fit together ---
 
 RL = ("reward.reward_funcs=[a, b]",)
+SCORES = ("loss_type=regression", "score_scale=[1, 5]")
+TWO = ("attributes=[a, b]",)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +267,25 @@ RL = ("reward.reward_funcs=[a, b]",)
         ("sft", ["kl_coefficient=1", "source=none"], "reference.source", "needs a reference"),
         ("reward", ["rm_regularizer_weight=1"], "train.rm_regularizer_weight", "without rm_regularizer"),
         ("reward", ["rm_regularizer=kl_ref", "source=none"], "reference.source", "needs a reference"),
+        ("reward", ["label_noise=0.5"], "train.label_noise", "below 0.5"),
+        ("reward", ["loss_type=process", "label_noise=0.1"], "train.label_noise", "it belongs to bradley_terry"),
+        ("reward", ["loss_type=process", "reward_offset=reference"], "train.reward_offset", "no effect"),
+        ("reward", ["loss_type=process", "rm_regularizer=grm_sft"], "train.rm_regularizer", "no effect"),
+        ("reward", ["loss_type=process", "margin_column=m"], "reward.margin_column", "compares no texts"),
+        ("reward", ["loss_type=ordinal"], "train.score_scale", "needs the scale"),
+        ("reward", ["loss_type=ordinal", "score_scale=[1, 4.5]"], "train.score_scale", "whole numbers"),
+        ("reward", ["loss_type=ordinal", "score_scale=[1, 5]", "huber_delta=1"], "train.huber_delta", "regression"),
+        ("reward", ["loss_type=regression", "score_scale=[5, 1]"], "train.score_scale", "must ascend"),
+        ("reward", ["score_scale=[1, 5]"], "train.score_scale", "it belongs to regression and ordinal"),
+        ("reward", ["attributes=[a]"], "train.attributes", "it belongs to regression and ordinal"),
+        ("reward", [*SCORES, "attributes=[a, b]"], "train.attribute_weights", "say how a, b make one score"),
+        ("reward", [*SCORES, "attributes=[a, a]"], "train.attributes", "one column twice"),
+        ("reward", [*SCORES, "attributes=[a]", "attribute_weights={a: 2}"], "train.attribute_weights", "`a` alone"),
+        ("reward", [*SCORES, *TWO, "attribute_weights={c: 1}"], "train.attribute_weights.c", "none of the attributes"),
+        ("reward", [*SCORES, *TWO, "attribute_weights={a: 0}"], "train.attribute_weights", "every weight is 0"),
+        ("reward", ["step_aggregation=last"], "train.step_aggregation", "it belongs to process"),
+        ("reward", ["ensemble_std_coefficient=1"], "train.ensemble_std_coefficient", "agrees with itself"),
+        ("reward", ["probes=[flattery]"], "evaluation.probes[0]", "`length`"),
         ("reward", ["rm_regularizer=kl_ref", "source=precomputed"], "reference.source", "has no logits"),
         ("reward", ["differentials=[{category: a, component: b}]"], "reward.differentials[0].component", "online RL"),
         ("grpo", ["beta=1", "source=none"], "reference.source", "needs a reference"),

@@ -248,7 +248,7 @@ def test_every_kind_of_head_comes_back_with_its_score_and_identity(kind, adapter
     model = RewardModel(with_adapter(net) if adapter else net, seed=0, spec=SPECS[kind]).eval()
     if kind == "ordinal":
         model.set_thresholds(torch.tensor([[-1.0, 0.0, 0.5, 3.0]]))
-    model.temperature = {"value": 2.5, "low": 2.0, "high": 3.0, "n": 40}
+    model.set_temperature({"value": 2.5, "low": 2.0, "high": None, "n": 40})
     before = model.identity()
     model.save(tmp_path, tokenizer)
     read, _ = load_reward_model(tmp_path)

@@ -1,0 +1,177 @@
+"""The end of a reward model's training: its identity, probes of exploits, calibration of its probabilities."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rewards.scorers import scorer_id
+from rlhf.config import RewardConfig
+from rlhf.data.records import Record, plain, prompt_of
+from rlhf.data.tokenise import Tokens
+from rlhf.evaluation.calibration import calibrate
+from rlhf.evaluation.probes import PROBES, Attempt, attempts, figures
+from rlhf.models.heads import RewardModel
+from rlhf.reference.policy import quiet
+from rlhf.stages.constraint import tokenizer_digest
+from rlhf.stages.model_reward import Scoring, identified
+from rlhf.stages.offline import prompt_id
+from rlhf.stages.reward_heads import HEADS, TextScorer, component
+from rlhf.stages.work import Run
+
+PROBED_ROWS = 200
+RELIABILITY = "reliability.png"
+Floats = NDArray[np.float64]
+_log = logging.getLogger(__name__)
+
+
+class Closing:
+    """What is found out about the finished model on held-out rows.
+
+    Every rank scores every text, so that ranks that share a model make the same passes; the main rank records.
+    """
+
+    def __init__(self, run: Run, model: RewardModel) -> None:
+        self.run, self.model = run, model
+        self.config: RewardConfig = run.config  # type: ignore[assignment]
+        train = self.config.train
+        self.scorer = TextScorer(
+            model, run.tokenizer, size=train.per_device_eval_batch_size, device=run.accelerator.device
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """The model's hash, and the identity that ledgers show of it as a reward function without kwargs."""
+        found = Scoring.identity(self.model, tokenizer_digest(self.run.tokenizer))
+        return {"identity": found, "scorer_id": scorer_id(identified(lambda **_: [], found), {})}
+
+    def raw_heads(self, sequences: Sequence[Tokens]) -> Tensor:
+        """What the heads give, with no offset. Shapes: (B, K, A), of a process (X, K, 1), X all steps in order."""
+        found = []
+        with quiet(self.model):
+            for tokens in self.scorer.batches(sequences):
+                found.append(self.model(tokens, need=HEADS).heads)
+        return torch.cat(found)
+
+    # --- calibration ---
+
+    def calibrate(self, step: int, z: Sequence[float], y: Sequence[float], records: Sequence[Record]) -> dict[str, Any]:
+        """Fits the temperature of margins z with outcomes y, which is saved with the model, and judges it.
+
+        records: the row behind each margin; the two halves share no prompt.
+        """
+        if not z:
+            return {}
+        noise = self.config.train.label_noise
+        keys = [prompt_id(plain(prompt_of(record))) for record in records]
+        found = calibrate(np.asarray(z, dtype=np.float64), np.asarray(y, dtype=np.float64), keys, noise)
+        self.model.set_temperature(found["metrics"]["temperature"])
+        payload = {"suite": "reward_calibration", "when": "after", **found, "by_category": {}}
+        self.run.recorder.evaluation(payload, step)
+        if self.run.accelerator.is_main_process:
+            draw_reliability(found, self.run.output_dir / RELIABILITY)
+        return {"calibration": found}
+
+    # --- probes ---
+
+    def probe(self, step: int, records: Sequence[Record], spread: float) -> dict[str, Any]:
+        """Tries the exploits on held-out answers.
+
+        records: prompts with completions; the first PROBED_ROWS of them are tried. spread: standard deviation of the
+        held-out scores.
+        """
+        wanted = self.config.evaluation.probes
+        names = list(PROBES) if wanted is True else list(wanted or [])
+        if not names or not records:
+            return {}
+        chosen, limit = records[:PROBED_ROWS], self.config.train.max_length
+        metrics: dict[str, Any] = {}
+        rows: list[dict[str, Any]] = []
+        for name in names:
+            tried = attempts(name, chosen)
+            pairs = zip(
+                self.scorer.tokens([a.before for a in tried]), self.scorer.tokens([a.after for a in tried]), strict=True
+            )
+            # A text that is cut does not hold what was added to it.
+            kept = [
+                (a, *pair)
+                for a, pair in zip(tried, pairs, strict=True)
+                if limit is None or max(len(tokens.ids) for tokens in pair) <= limit
+            ]
+            if len(kept) < len(chosen):
+                self.run.say(
+                    [f"probe {name}: {len(chosen) - len(kept)} of {len(chosen)} rows are too short or too long"]
+                )
+            if not kept:
+                metrics[f"{name}_wins"] = {"value": None, "low": None, "high": None, "n": 0}
+                continue
+            before = self.scorer.scores([tokens for _, tokens, _ in kept])
+            after = self.scorer.scores([tokens for _, _, tokens in kept])
+            metrics |= {f"{name}_{key}": value for key, value in figures(before, after, spread).items()}
+            rows += [self._row(step, a, b, c) for (a, _, _), b, c in zip(kept, before, after, strict=True)]
+        if self.run.accelerator.is_main_process:
+            self.run.recorder.evaluation_rows(step, rows)
+        n = max(figure["n"] for figure in metrics.values())
+        found = {"suite": "reward_probes", "when": "after", "n": n, "spread": spread, "metrics": metrics}
+        self.run.recorder.evaluation({**found, "by_category": {}}, step)
+        paid = [name for name in names if metrics.get(f"{name}_shift", {}).get("found")]
+        if paid:
+            self.run.say([f"the model scores held-out answers higher for: {', '.join(paid)} (reward_probes)"])
+        return {"probes": metrics}
+
+    def _row(self, step: int, attempt: Attempt, before: float, after: float) -> dict[str, Any]:
+        """A session of two texts: the changed answer against the answer."""
+        record = attempt.record
+        prompt = plain(prompt_of(record))
+        return {
+            "pipeline": self.run.stage,
+            "split": "eval",
+            "arm": f"probe {attempt.probe}",
+            "dataset_id": record.dataset_id,
+            "row_id": record.row_id,
+            "prompt_id": prompt_id(prompt),
+            "group_id": f"probe-{attempt.probe}-{record.row_id}",
+            "policy_version": step,
+            "category": record.category,
+            "baseline_reward": after - before,
+            "adjusted_reward": after - before,
+            "components": [component("changed", after), component("unchanged", before)],
+            "prompt": prompt,
+            "response": plain(attempt.after.completion or ""),
+            "rejected": plain(record.completion or ""),
+        }
+
+
+def as_answers(records: Sequence[Record]) -> list[Record]:
+    """Held-out rows as prompts with completions; of a pair the chosen text."""
+    return [
+        replace(r, kind="demonstration", completion=r.chosen, chosen=None, rejected=None) if r.kind == "pair" else r
+        for r in records
+    ]
+
+
+def draw_reliability(found: dict[str, Any], path: Path) -> None:
+    """The reliability diagram, where matplotlib is installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        _log.info("no %s: matplotlib is not installed (extra `analysis`)", path.name)
+        return
+    bins = found["reliability"]
+    claimed, share = [b["claimed"] for b in bins], [b["found"] for b in bins]
+    figure = Figure(figsize=(4, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="0.6", linewidth=1)
+    errors = [[s - b["low"] for s, b in zip(share, bins, strict=True)]]
+    errors += [[b["high"] - s for s, b in zip(share, bins, strict=True)]]
+    axes.errorbar(claimed, share, yerr=np.clip(errors, 0, None), fmt="o", markersize=3, linewidth=1)
+    axes.set(xlabel="claimed probability", ylabel="share that came true", xlim=(0, 1), ylim=(0, 1))
+    axes.set_title(f"{sum(b['n'] for b in bins)} held-out outcomes, before the temperature", fontsize=9)
+    figure.savefig(path, dpi=120)
