@@ -98,6 +98,12 @@ class _Live(Identified):
         self.policy = policy
         self._context = context
 
+    def shard_like(self, policy: nn.Module) -> None:
+        """Passes go through `policy` from now on: the same model, with its parameters cut over ranks."""
+        # Of whole parameters; it is remembered.
+        assert self.identity
+        self.policy = policy
+
     def logps(self, tokens: TokenBatch, temperature: float = 1.0) -> Tensor:
         """See `Reference.logps`."""
         logps_BT = self._output(tokens, "logps", temperature).logps_BT
@@ -161,6 +167,11 @@ class AdapterOff(_Live):
     def identity(self) -> str:
         """Hash of the names, types, shapes and bytes of the parameters under the adapter."""
         return _hash(self._base)
+
+    def shard_like(self, policy: nn.Module) -> None:
+        """See `_Live.shard_like`; the whole parameters are let go of."""
+        super().shard_like(policy)
+        self._base = []
 
     def _output(self, tokens: TokenBatch, need: str, temperature: float) -> PolicyOutput:
         with self.policy.disabled_adapter():  # type: ignore[operator]

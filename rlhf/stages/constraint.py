@@ -11,8 +11,10 @@ from typing import Any
 from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch, to_device
 from rlhf.config import ModelSection, ReferenceSection
+from rlhf.config.constraint import FOLLOWING
 from rlhf.models.load import load_policy
 from rlhf.models.policy import Policy
+from rlhf.reference.following import Following
 from rlhf.reference.policy import AdapterOff, FrozenCopy, Reference
 from rlhf.reference.precomputed import Fingerprint, Precomputed, tokens_digest
 from rlhf.stages.work import Run
@@ -39,6 +41,8 @@ def open_reference(
     source = section.source or ("adapter_off" if policy.has_adapter and section.reference_model is None else "frozen")
     if source == "none":
         raise ConfigError("reference.source is `none`, and this run needs a reference")
+    if source in FOLLOWING:
+        return _following(run, section, policy, source)
     live: Reference
     if source == "adapter_off":
         live = AdapterOff(policy, run.accelerator.autocast)
@@ -51,6 +55,13 @@ def open_reference(
     if batches is None:
         raise ConfigError("reference.source is `precomputed`, which needs texts that are known in advance")
     return _precomputed(run, section, live, batches)
+
+
+def _following(run: Run, section: ReferenceSection, policy: Policy, source: str) -> Following:
+    if source == "ema":
+        return Following(policy, source, 1.0 - section.ema_decay, context=run.accelerator.autocast)
+    every = section.ref_model_sync_steps
+    return Following(policy, source, section.ref_model_mixup_alpha, every, run.accelerator.autocast)
 
 
 def _other_model(run: Run, name: str) -> Policy:

@@ -129,11 +129,21 @@ class Offline(ABC, Generic[Sample]):
             for batch in self.held_out_batches():
                 for name, part in measure(to_device(batch, self.run.accelerator.device)).items():
                     tallies[name] = tallies[name] + part if name in tallies else part
+            for _ in range(self._passes_of_others()):
+                measure(to_device(self.collate(self.held_out[:1]), self.run.accelerator.device))
         if self.run.accelerator.num_processes > 1:
             # A rank without a held-out row of its own still takes part in the sums.
             for name in {name for names in gather_object([sorted(tallies)]) for name in names}:
                 tallies.setdefault(name, Tally(0.0, 0.0))
         return reduce_tallies(self.run.accelerator, tallies)
+
+    def _passes_of_others(self) -> int:
+        """Passes that other ranks make and this one has no rows for: through a sharded module all of them must go."""
+        if self.run.config.train.sharding == "none":
+            return 0
+        size, rows = self.run.config.train.per_device_eval_batch_size, len(self.held_out)
+        rank, ranks = self.run.accelerator.process_index, self.run.accelerator.num_processes
+        return math.ceil(len(range(0, rows, ranks)) / size) - math.ceil(len(range(rank, rows, ranks)) / size)
 
     def prepare(self, batches: list[Any]) -> None:
         """Nothing couples the batch."""

@@ -19,6 +19,7 @@ from rlhf.models.policy import Policy
 from rlhf.stages.model_reward import model_rewards
 from rlhf.stages.offline import prompt_id
 from rlhf.stages.work import Run
+from rlhf.train.sharding import whole
 
 
 class SampledEvaluation:
@@ -61,15 +62,16 @@ class SampledEvaluation:
         return {"held_out_answers": self._evaluate("after", step)} if self.samples else {}
 
     def _answers(self, samples: list[tokenise.PromptSample], seed: int) -> list[Answer]:
-        return answer(
-            self.policy,
-            self.run.tokenizer,
-            samples,
-            # The same seeds before and after: the two sets of answers are paired by prompt and by draw.
-            [[sample_seed(seed, "heldout", s.row_id)] for s in samples],
-            max_new_tokens=self.section.eval_max_completion_length,
-            temperature=self.section.eval_temperature,
-        )
+        with whole(self.policy):
+            return answer(
+                self.policy,
+                self.run.tokenizer,
+                samples,
+                # The same seeds before and after: the two sets of answers are paired by prompt and by draw.
+                [[sample_seed(seed, "heldout", s.row_id)] for s in samples],
+                max_new_tokens=self.section.eval_max_completion_length,
+                temperature=self.section.eval_temperature,
+            )
 
     def _evaluate(self, when: str, step: int) -> dict[str, Any]:
         if not self.samples:

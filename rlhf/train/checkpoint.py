@@ -1,8 +1,9 @@
 """Checkpoints: written aside, fsynced, renamed, so that a folder with the final name is always whole.
 
 Layout of `checkpoint-STEP/`: the model as an ordinary `save_pretrained` folder, and `trainer/` with the optimiser, the
-schedule, the stage's own state, a random state per rank and `state.json` (step, ledger position, reference identity,
-early stopping, configuration digest).
+schedule, the reference (its identity, and the weights of one that moves), the stage's own state, a random state per
+rank and `state.json` (step, ledger position, identities, early stopping, configuration digest). Tensors are whole,
+whether or not the run is sharded.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import torch
 
 from rewards.errors import UserError
 from rlhf.train.loop import Engine
+from rlhf.train.sharding import cut_moments, whole_state
 
 STATE = "trainer/state.json"
+REFERENCE = "trainer/reference.pt"
 
 
 def fsync_tree(folder: Path) -> None:
@@ -83,6 +86,7 @@ def save(
     *,
     write_model: Callable[[Path], None],
     stage_state: dict[str, Any],
+    reference: dict[str, Any] | None,
     state: dict[str, Any],
     keep: int | None,
 ) -> Path:
@@ -99,11 +103,16 @@ def save(
         rng["cuda"] = torch.cuda.get_rng_state()
     torch.save(rng, aside / "trainer" / f"rng-{accelerator.process_index}.pt")
     torch.save(stage_state, aside / "trainer" / f"stage-{accelerator.process_index}.pt")
+    moments = {
+        "optimizer": whole_state(engine.optimizer.state_dict(), accelerator.is_main_process),
+        "scheduler": engine.scheduler.state_dict(),
+    }
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         write_model(aside)
-        moments = {"optimizer": engine.optimizer.state_dict(), "scheduler": engine.scheduler.state_dict()}
         torch.save(moments, aside / "trainer" / "optimizer.pt")
+        if reference is not None:
+            torch.save(reference, aside / REFERENCE)
         (aside / STATE).write_text(json.dumps({**state, "step": step}, indent=1, sort_keys=True))
         publish(aside, final)
         if keep is not None:
@@ -116,6 +125,14 @@ def save(
 def load_state(path: Path) -> dict[str, Any]:
     """The checkpoint's `state.json`."""
     state: dict[str, Any] = json.loads((path / STATE).read_text())
+    return state
+
+
+def load_reference(path: Path) -> dict[str, Any] | None:
+    """What `Reference.state_dict` gave when the checkpoint was written; None where it holds nothing of a reference."""
+    if not (path / REFERENCE).is_file():
+        return None
+    state: dict[str, Any] = torch.load(path / REFERENCE, map_location="cpu", weights_only=True)
     return state
 
 
@@ -142,7 +159,7 @@ def _restore_optimizer(engine: Engine, saved: dict[str, Any]) -> None:
     """Moments and place in the schedule; rates, decay and betas are the configuration's, which may have changed."""
     optimizer, scheduler = engine.optimizer, engine.scheduler
     configured = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(saved["optimizer"])
+    optimizer.load_state_dict(cut_moments(saved["optimizer"], optimizer))
     scheduler.load_state_dict(saved["scheduler"])
     factors = [factor(scheduler.last_epoch) for factor in scheduler.lr_lambdas]
     scheduler.base_lrs = [group["initial_lr"] for group in configured]

@@ -21,8 +21,10 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 from rlhf.batch import to_device
+from rlhf.ops.shards import full
 from rlhf.train.metrics import Tally, reduce_tallies
 from rlhf.train.record import SharedStop
+from rlhf.train.sharding import Shell
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,8 @@ class EarlyStopping:
 class Hooks:
     """What happens around steps; each is called on every rank."""
 
+    stepped: Callable[[int], None]
+    """The sessions of the step are recorded; nothing was evaluated or saved yet."""
     save: Callable[[int], None]
     log: Callable[[StepStats], None]
     evaluated: Callable[[int, dict[str, float]], None]
@@ -113,12 +117,16 @@ class Hooks:
 
 @dataclass(frozen=True)
 class Engine:
-    """What an optimizer step moves: the (wrapped) model, its optimiser and schedule, and the ranks they live on."""
+    """What an optimizer step moves: the (wrapped) model, its optimiser and schedule, and the ranks they live on.
+
+    shell: where the parameters are cut over the ranks, what a whole copy of them is saved from.
+    """
 
     accelerator: Accelerator
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LambdaLR
+    shell: Shell | None = None
 
 
 def global_denominators(accelerator: Accelerator, parts: list[dict[str, float]]) -> dict[str, float]:
@@ -155,6 +163,7 @@ def train(
         step += 1
         stats = optimizer_step(engine, work, step, plan.max_grad_norm)
         work.after_step(stats)
+        hooks.stepped(step)
         hooks.log(stats)
         if plan.eval_every and step % plan.eval_every == 0:
             values = work.evaluate(step)
@@ -218,7 +227,7 @@ def _clip(accelerator: Accelerator, model: torch.nn.Module, max_grad_norm: float
     parameters = [p for p in model.parameters() if p.grad is not None]
     limit = max_grad_norm if max_grad_norm > 0 else math.inf
     # error_if_nonfinite stays off: a non-finite norm is recorded first, then stops the run.
-    return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
+    return float(full(torch.nn.utils.clip_grad_norm_(parameters, limit)))
 
 
 def _reduce(
