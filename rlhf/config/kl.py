@@ -1,4 +1,4 @@
-"""The four choices of a KL penalty: named presets, and the combinations that are refused because they do not work.
+"""The choices of a KL penalty: named presets, and the combinations that are refused because they do not work.
 
 Pure functions without a configuration object and without torch. What each form's gradient is, and where this is tested
 by enumeration: `rlhf.reference.divergence`.
@@ -15,7 +15,9 @@ Estimator = Literal["k1", "k2", "k3", "full"]
 Place = Literal["reward", "loss"]
 Level = Literal["token", "sequence"]
 Ratio = Literal["none", "live", "detached"]
+Divergence = Literal["reverse", "forward", "js", "alpha"]
 Preset = Literal["trl_grpo", "grpo_paper", "trl_rloo", "sequence_k2"]
+ControllerKind = Literal["fixed", "adaptive", "dual"]
 ScaleRewards = Literal["group", "batch", "none"]
 
 
@@ -24,12 +26,15 @@ class KLSettings:
     """How the divergence from the reference is estimated, where it enters, over what, and with which weight.
 
     ratio: what multiplies a loss term, pi / pi_old with a gradient (live), without one (detached), or nothing.
+    divergence: which one, KL(policy || reference) but for estimator `full`; alpha: of divergence `alpha` only.
     """
 
     estimator: Estimator
     place: Place
     level: Level
     ratio: Ratio
+    divergence: Divergence = "reverse"
+    alpha: float | None = None
 
     @property
     def beta_unit(self) -> str:
@@ -43,8 +48,8 @@ PRESETS: dict[Preset, KLSettings] = {
     "trl_rloo": KLSettings("k1", "reward", "sequence", "none"),
     "sequence_k2": KLSettings("k2", "loss", "sequence", "none"),
 }
-DEMONSTRATIONS = KLSettings("full", "loss", "token", "none")
-"""The only form that holds on text which the policy did not sample."""
+DEMONSTRATIONS = KLSettings("full", "loss", "token", "none", "forward")
+"""The form that holds on text which the policy did not sample."""
 
 
 def resolve(
@@ -54,53 +59,102 @@ def resolve(
     place: Place | None = None,
     level: Level | None = None,
     ratio: Ratio | None = None,
+    divergence: Divergence | None = None,
+    alpha: float | None = None,
+    on_policy: bool = True,
 ) -> KLSettings:
-    """The four choices behind a preset, or as given.
+    """The choices behind a preset, or as given.
 
-    Left out, place is `loss`, level `token` (`sequence` in the reward), ratio `none`.
+    Left out, place is `loss`, level `token` (`sequence` in the reward), ratio `none`, divergence `reverse` (`forward`
+    on demonstrations), alpha 1/2.
 
-    Raises: ConfigError for a preset with a field beside it, and without a preset or an estimator.
+    Raises: ConfigError for a preset with a field beside it, without a preset or an estimator, and for a divergence or
+    an alpha that changes nothing.
     """
-    beside = {"estimator": estimator, "place": place, "level": level, "ratio": ratio}
+    beside = {
+        "estimator": estimator,
+        "place": place,
+        "level": level,
+        "ratio": ratio,
+        "divergence": divergence,
+        "alpha": alpha,
+    }
     given = [name for name, value in beside.items() if value is not None]
     if preset is not None:
         if given:
-            raise ConfigError(f"preset `{preset}` fixes all four choices: leave out {', '.join(given)}, or the preset")
+            raise ConfigError(f"preset `{preset}` fixes all choices: leave out {', '.join(given)}, or the preset")
         return PRESETS[preset]
     if estimator is None:
         raise ConfigError(f"set a preset ({', '.join(PRESETS)}) or an estimator (k1, k2, k3, full)")
+    if divergence is not None and estimator != "full":
+        raise ConfigError(
+            f"`{estimator}` estimates KL(policy || reference): divergence `{divergence}` needs estimator `full`"
+        )
+    if alpha is not None and divergence != "alpha":
+        raise ConfigError("alpha has no effect without divergence `alpha`")
     return KLSettings(
-        estimator, place or "loss", level or ("sequence" if place == "reward" else "token"), ratio or "none"
+        estimator,
+        place or "loss",
+        level or ("sequence" if place == "reward" else "token"),
+        ratio or "none",
+        divergence or ("reverse" if on_policy or estimator != "full" else "forward"),
+        0.5 if divergence == "alpha" and alpha is None else alpha,
     )
 
 
 def refuse(
-    settings: KLSettings, *, scale_rewards: ScaleRewards = "none", num_iterations: int = 1, on_policy: bool = True
+    settings: KLSettings,
+    *,
+    scale_rewards: ScaleRewards = "none",
+    num_iterations: int = 1,
+    top_p: float = 1.0,
+    on_policy: bool = True,
 ) -> list[str]:
     """Warnings about a penalty that works with a reservation.
 
     Raises: ConfigError with the reason and a way out when it does not do what its name says.
     """
     if not on_policy:
-        _refuse_on_demonstrations(settings)
-        return []
+        return _refuse_on_demonstrations(settings)
     if settings.place == "loss":
         _refuse_in_the_loss(settings)
+        warnings = _stale_in_the_loss(settings) if num_iterations > 1 else []
+    else:
+        warnings = _refuse_in_the_reward(settings, scale_rewards, num_iterations)
+    if top_p < 1 and settings.estimator != "full":
+        warnings.append(
+            f"{settings.estimator} is measured on texts of the nucleus (top_p {top_p:g}), which are not the policy's: "
+            f"neither its value nor its gradient is the divergence's; use top_p 1, or estimator `full`"
+        )
+    return warnings
+
+
+def _stale_in_the_loss(settings: KLSettings) -> list[str]:
+    if settings.ratio != "none" or settings.estimator == "full":
         return []
-    return _refuse_in_the_reward(settings, scale_rewards, num_iterations)
+    return [
+        f"{settings.estimator} in the loss without a ratio has another gradient after the first inner step, when the "
+        f"texts are an older policy's: use ratio `detached`{'' if settings.estimator == 'k2' else ' or `live`'}"
+    ]
 
 
-def _refuse_on_demonstrations(settings: KLSettings) -> None:
+def _refuse_on_demonstrations(settings: KLSettings) -> list[str]:
     if settings.estimator != "full":
         raise ConfigError(
             f"`{settings.estimator}` estimates the divergence from samples of the policy; on demonstrations, which the "
             f"policy did not sample, it estimates something else: use estimator `full`"
         )
-    if settings != DEMONSTRATIONS:
+    if (settings.place, settings.level, settings.ratio) != ("loss", "token", "none"):
         raise ConfigError(
             "on demonstrations the divergence is summed over the vocabulary at each token, in the loss: leave out "
             "place, level and ratio"
         )
+    if settings.divergence == "forward":
+        return []
+    return [
+        f"divergence `{settings.divergence}` holds at each prefix of the demonstrations; over whole texts only "
+        f"`forward` has a meaning there (texts of the reference give KL(reference || policy))"
+    ]
 
 
 def _refuse_in_the_loss(settings: KLSettings) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field
 from rewards.config import Problem, RewardSection
 from rewards.errors import ConfigError
 from rlhf.config.constraint import KLSection, ReferenceSection
-from rlhf.config.kl import refuse
+from rlhf.config.kl import ControllerKind, refuse
 from rlhf.config.sections import OnlineDataSection
 from rlhf.config.stage import Stage
 from rlhf.config.training import TrainSection
@@ -78,16 +78,46 @@ class OnlineReferenceSection(ReferenceSection):
     kl: KLSection = Field(
         default_factory=lambda: KLSection(preset="trl_grpo"), description="Form of the penalty; only with beta above 0"
     )
+    controller: ControllerKind = Field(
+        "fixed",
+        description="adaptive: beta times 1 + kl_gain clip(KL / kl_target - 1, -0.2, 0.2) a batch of rollouts (Ziegler "
+        "et al. 2019); dual: gradient ascent on beta for KL <= kl_target, projected on its bounds. From the value beta",
+    )
+    kl_target: float | None = Field(
+        None,
+        gt=0,
+        description="Divergence that the controller aims at, nats per sequence or per token: see kl.level",
+    )
+    kl_gain: float = Field(
+        0.1, gt=0, description="adaptive: K_beta. dual: step, in units of the starting beta per relative error"
+    )
+    beta_min: float = Field(0.0, ge=0, description="The controller goes no lower")
+    beta_max: float | None = Field(None, gt=0, description="The controller goes no higher; null: no bound")
 
     def rules(self) -> Iterator[Problem]:
-        """A penalty needs a coefficient and a reference that can score new completions."""
+        """A penalty needs a coefficient and a reference that can score new completions; a controller needs a target."""
         yield from super().rules()
+        yield from self._controller_rules()
         if self.beta == 0 and self.changed("kl"):
             yield "kl", "has no effect with `beta: 0`"
         if self.beta > 0 and self.source == "none":
             yield "source", "a beta above 0 needs a reference: frozen or adapter_off"
         if self.source == "precomputed":
             yield "source", "completions of online RL are not known in advance: frozen or adapter_off"
+
+    def _controller_rules(self) -> Iterator[Problem]:
+        if self.controller == "fixed":
+            for key in self.changed("kl_target", "kl_gain", "beta_min", "beta_max"):
+                yield key, "has no effect with `controller: fixed`: use adaptive or dual"
+            return
+        if self.kl_target is None:
+            yield "kl_target", f"`controller: {self.controller}` needs one: the divergence to hold, in nats"
+        if self.beta == 0:
+            yield "controller", f"`{self.controller}` starts from beta, which is 0: set reference.beta above 0"
+        elif self.beta < self.beta_min or (self.beta_max is not None and self.beta > self.beta_max):
+            yield "beta", f"{self.beta:g} is outside beta_min {self.beta_min:g} to beta_max {self.beta_max}"
+        if self.controller == "adaptive" and self.kl_gain >= 5:
+            yield "kl_gain", f"{self.kl_gain:g}: one batch could take beta to 0 or below; adaptive needs less than 5"
 
 
 class GRPOConfig(Stage):
@@ -106,6 +136,8 @@ class GRPOConfig(Stage):
     def rules(self) -> Iterator[Problem]:
         """No differential that standardisation divides out again, and a KL penalty that is one."""
         yield from super().rules()
+        if self.train.sharding != "none":
+            yield "train.sharding", "online RL is not sharded: ranks sample texts of different lengths; use `none`"
         for key, message in self.reward.cancelled(self.train.scale_rewards):
             yield f"reward.{key}", message
         if any(self.reference.kl.rules()):
@@ -114,6 +146,13 @@ class GRPOConfig(Stage):
             self._kl_warnings()
         except ConfigError as error:
             yield "reference.kl", str(error)
+            return
+        if self.reference.controller != "fixed" and self.train.top_p < 1 and not self._samples_nothing():
+            yield (
+                "reference.controller",
+                f"`{self.reference.controller}` measures the divergence on the policy's own texts, and top_p "
+                f"{self.train.top_p:g} samples others: use top_p 1, or reference.kl.estimator `full`",
+            )
 
     def cautions(self) -> Iterator[Problem]:
         """A KL penalty that works with a reservation."""
@@ -121,9 +160,13 @@ class GRPOConfig(Stage):
         for message in self._kl_warnings() if self.reference.beta > 0 else []:
             yield "reference.kl", message
 
+    def _samples_nothing(self) -> bool:
+        return self.reference.kl.settings().estimator == "full"
+
     def _kl_warnings(self) -> list[str]:
         return refuse(
             self.reference.kl.settings(),
             scale_rewards=self.train.scale_rewards,
             num_iterations=self.train.num_iterations,
+            top_p=self.train.top_p,
         )

@@ -5,23 +5,28 @@ With r = log pi_ref - log pi of a sampled text, drawn from pi:
     k1 = -r        unbiased for KL(pi || ref), signed
     k2 = r^2 / 2   biased, close where policy and reference are close
     k3 = e^r - 1 - r   unbiased, never negative; its variance explodes where the reference is the wider one
-    full           the sum over the vocabulary instead of a sample of it
+    full           the sum over the vocabulary instead of a sample of it: `rlhf.reference.full_vocabulary`
 
 A form is (estimator, place, level, ratio). Its expected gradient on-policy, which the tests enumerate:
 
     k1, reward, sequence                   KL(pi || ref) of the sequence, exactly
     k2, loss, sequence, none or detached   the same
     k1 or k3, loss, sequence, live         the same
-    full, loss, sequence, live             the same
+    full, loss, sequence, live             the same; of another divergence: its sum along the policy's own texts
     k1 or k3, loss, token, live            KL(pi || ref) at the prefixes that were visited: what a token does to the
                                            states after it is left out
     k2, loss, token, none or detached      the same as token-level k3 with a live ratio, sample by sample
-    full, loss, token or sequence, none    KL(pi || ref) at the prefixes that were visited, without sampling noise
+    full, loss, token or sequence, none    the divergence at the prefixes that were visited, without sampling noise
     k1, reward, token                      KL(pi || ref) at the prefixes that were visited
     k3, loss, token, none or detached      KL(ref || pi), the *forward* divergence, at the prefixes that were visited
     k3, loss, sequence, none or detached   KL(ref || pi) of the sequence
     k2 or k3, reward                       no divergence's
     k1, loss, none or detached             zero
+
+On texts of an older policy (the inner steps after the first), which the tests enumerate too: with a live ratio a form
+keeps what it has above, the token's at the prefixes that the older policy visited, the sequence's exactly. So it does
+with a detached one where the table names one. Without a ratio no sampled form has a divergence's gradient any more, and
+k1 in the reward, measured once, has that of KL(pi || ref) - KL(pi || pi_old). `full` needs none at a prefix.
 
 Sequence and token level differ in size by about the length of a text: beta is per nat and sequence, or per nat and
 token. Source: Schulman 2020, "Approximating KL Divergence" (k1 to k3); the gradients: Tang and Munos 2025 (2506.09477).
@@ -36,6 +41,22 @@ from torch import Tensor
 
 from rlhf.ops.logprobs import upcast
 from rlhf.ops.masked import masked_fill
+from rlhf.reference.full_vocabulary import DIVERGENCES, divergence, forward_kl, reverse_kl
+
+__all__ = [
+    "DIVERGENCES",
+    "ESTIMATORS",
+    "KLForm",
+    "divergence",
+    "forward_kl",
+    "k1",
+    "k2",
+    "k3",
+    "kl_penalty",
+    "log_ratio_to_reference",
+    "reverse_kl",
+    "reward_penalty",
+]
 
 
 class KLForm(Protocol):
@@ -79,24 +100,6 @@ def k3(r: Tensor) -> Tensor:
 ESTIMATORS = {"k1": k1, "k2": k2, "k3": k3}
 
 
-def reverse_kl(policy_logits_BTV: Tensor, ref_logits_BTV: Tensor, mask_BT: Tensor) -> Tensor:
-    """KL(pi || ref) at each counted token, over the full vocabulary: the policy keeps off what the reference avoids.
-
-    Shapes: logits aligned; returns kl_BT, 0 where the mask is False. Units: nats.
-    """
-    policy_XV, ref_XV = _log_softmax(policy_logits_BTV, mask_BT), _log_softmax(ref_logits_BTV, mask_BT)
-    return _placed(_kl(policy_XV, ref_XV), mask_BT)
-
-
-def forward_kl(policy_logits_BTV: Tensor, ref_logits_BTV: Tensor, mask_BT: Tensor) -> Tensor:
-    """KL(ref || pi) at each counted token, over the full vocabulary: the policy keeps what the reference does.
-
-    Shapes: logits aligned; returns kl_BT, 0 where the mask is False. Units: nats.
-    """
-    policy_XV, ref_XV = _log_softmax(policy_logits_BTV, mask_BT), _log_softmax(ref_logits_BTV, mask_BT)
-    return _placed(_kl(ref_XV, policy_XV), mask_BT)
-
-
 def kl_penalty(
     settings: KLForm,
     logps_BT: Tensor,
@@ -104,8 +107,7 @@ def kl_penalty(
     mask_BT: Tensor,
     old_logps_BT: Tensor | None = None,
     *,
-    policy_logits_BTV: Tensor | None = None,
-    ref_logits_BTV: Tensor | None = None,
+    full_BT: Tensor | None = None,
 ) -> Tensor:
     """The penalty that enters the loss with coefficient beta (place `loss`), unreduced.
 
@@ -114,13 +116,15 @@ def kl_penalty(
 
     Shapes: level `token`: penalty_BT, to be weighted like the tokens of the objective; level `sequence`: penalty_B,
     whose denominator is the number of sequences. 0 where nothing is counted. old_logps_BT None: the batch is
-    on-policy. Logits aligned, for estimator `full` only.
+    on-policy. full_BT: the divergence over the vocabulary, one of `DIVERGENCES`, for estimator `full` only.
     Raises: ValueError when the settings place the penalty in the reward, or a tensor that they need is missing.
     """
     if settings.place != "loss":
         raise ValueError("kl.place is `reward`: use reward_penalty")
     if settings.estimator == "full":
-        penalty = reverse_kl(*_both(policy_logits_BTV, ref_logits_BTV), mask_BT)
+        if full_BT is None:
+            raise ValueError("kl.estimator `full` needs the divergence over the vocabulary")
+        penalty = masked_fill(full_BT, mask_BT)
         penalty = penalty.sum(dim=1) if settings.level == "sequence" else penalty
     else:
         penalty = _sampled(settings, logps_BT, ref_logps_BT, mask_BT)
@@ -162,24 +166,3 @@ def _sampled(settings: KLForm, logps_BT: Tensor, ref_logps_BT: Tensor | None, ma
     if settings.level == "sequence":
         r = r.sum(dim=1)
     return ESTIMATORS[settings.estimator](r)
-
-
-def _both(policy_logits_BTV: Tensor | None, ref_logits_BTV: Tensor | None) -> tuple[Tensor, Tensor]:
-    if policy_logits_BTV is None or ref_logits_BTV is None:
-        raise ValueError("kl.estimator `full` needs the logits of policy and reference")
-    return policy_logits_BTV, ref_logits_BTV
-
-
-def _log_softmax(logits_BTV: Tensor, mask_BT: Tensor) -> Tensor:
-    # Only counted positions: prompts and padding are most of a batch.
-    return upcast(logits_BTV[mask_BT]).log_softmax(dim=-1)
-
-
-def _kl(logp_XV: Tensor, logq_XV: Tensor) -> Tensor:
-    # 0 * (-inf - x) must be 0 here: a token that p never draws, such as a padded vocabulary entry, adds nothing.
-    difference_XV = (logp_XV - logq_XV).masked_fill(logp_XV.isneginf(), 0.0)
-    return (logp_XV.exp() * difference_XV).sum(dim=-1)
-
-
-def _placed(values_X: Tensor, mask_BT: Tensor) -> Tensor:
-    return values_X.new_zeros(mask_BT.shape).masked_scatter(mask_BT, values_X)

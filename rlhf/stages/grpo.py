@@ -11,13 +11,15 @@ from torch import Tensor
 from rewards.errors import ConfigError
 from rlhf.batch import RolloutBatch, TokenBatch, to_device
 from rlhf.config import GRPOConfig
-from rlhf.config.kl import KLSettings, resolve
 from rlhf.data import tokenise
 from rlhf.objectives.policy_gradient import OBJECTIVES, denominator, token_weights
-from rlhf.ops.masked import sequence_mean, sequence_sum
-from rlhf.reference.divergence import kl_penalty, log_ratio_to_reference, reward_penalty
+from rlhf.ops.logprobs import PolicyOutput
+from rlhf.ops.masked import sequence_sum
+from rlhf.reference.divergence import divergence, kl_penalty, reward_penalty
 from rlhf.reference.policy import FrozenCopy, Reference, quiet
+from rlhf.stages.coefficient import Coefficient
 from rlhf.stages.constraint import open_reference, tokenizer_digest
+from rlhf.stages.grpo_measures import Measures
 from rlhf.stages.offline import step_stats
 from rlhf.stages.rollout import Rollout, Sampler
 from rlhf.stages.rollout_batches import blank, pack, token_batch, trainable, unpack
@@ -46,18 +48,16 @@ class GRPO:
             run.say(
                 [f"{self.sampler.mixture.left_out:,} prompts take no part: data.mixture does not name their category"]
             )
-        self.beta = config.reference.beta
-        kl = config.reference.kl
-        self.kl: KLSettings = resolve(kl.preset, estimator=kl.estimator, place=kl.place, level=kl.level, ratio=kl.ratio)
-        if self.beta > 0:
-            run.say([f"beta = {self.beta:g} {self.kl.beta_unit}"])
+        self.coefficient = Coefficient(config.reference)
+        self.kl = self.coefficient.kl
+        run.say(self.coefficient.lines())
         self.reference: Reference | None = None
-        if self.beta > 0 or config.reference.source not in (None, "none"):
+        if self.coefficient.penalised or config.reference.source not in (None, "none"):
             self.reference = open_reference(run, config.reference, self.module)
         self.sampled = SampledEvaluation(run, self.module)
         self.rollout: Rollout | None = None
         self.current: list[RolloutBatch] = []
-        self.measured: dict[int, dict[str, float]] = {}
+        self.measures = Measures(self.kl, own_texts=config.train.top_p == 1)
         self.step_now = 0
         if config.train.eval_strategy != "no" and not self.sampled.samples:
             raise ConfigError(
@@ -101,9 +101,10 @@ class GRPO:
     def batches(self, step: int) -> list[RolloutBatch]:
         """This rank's micro-batches; sampled anew every num_iterations steps."""
         self.step_now = step
-        inner = (step - 1) % self.config.train.num_iterations
-        if inner == 0:
-            self.rollout, self.current, self.measured = None, [], {}
+        if self._inner(step) == 0:
+            self.rollout, self.current = None, []
+            self.measures.sessions = {}
+            self.coefficient.start_rollout()
             self._roll_out(step, (step - 1) // self.config.train.num_iterations)
         return self.current
 
@@ -114,7 +115,7 @@ class GRPO:
         chunks = [range(j, min(j + size, len(answers))) for j in range(0, len(answers), size)]
         tokens = [token_batch(self.run, [answers[i] for i in chunk], drop) for chunk in chunks]
         references = [self._no_grad_reference(batch) for batch in tokens]
-        needs_old = self.config.train.num_iterations > 1 or (self.beta > 0 and self.kl.place == "reward")
+        needs_old = self.config.train.num_iterations > 1 or self.coefficient.in_reward
         olds = [self._no_grad_logps(batch) if needs_old else None for batch in tokens]
         penalty = self._penalties(tokens, olds, references, len(answers))
         self.rollout = self.sampler.score(step, answers, groups, penalty)
@@ -150,14 +151,14 @@ class GRPO:
     def _penalties(
         self, tokens: list[TokenBatch], olds: list[Tensor | None], references: list[Tensor | None], count: int
     ) -> list[float]:
-        if not (self.beta > 0 and self.kl.place == "reward"):
+        if not self.coefficient.in_reward:
             return [0.0] * count
         found: list[float] = []
         for batch, old, ref in zip(tokens, olds, references, strict=True):
             assert old is not None and ref is not None
             penalty = reward_penalty(self.kl, old, ref, batch.mask_BT)
             per_row_B = penalty if self.kl.level == "sequence" else sequence_sum(penalty, batch.mask_BT)
-            found += (self.beta * per_row_B.double()).tolist()
+            found += (self.coefficient.beta * per_row_B.double()).tolist()
         return found
 
     def prepare(self, batches: list[RolloutBatch]) -> None:
@@ -168,22 +169,18 @@ class GRPO:
         train, mask_BT = self.config.train, batch.tokens.mask_BT
         share = denominator(train.loss_type, mask_BT, train.max_completion_length) if batch.index else 0.0
         parts = {"policy": share}
-        if self._kl_in_loss:
+        if self.coefficient.in_loss:
             parts["kl"] = share if self.kl.level == "token" else float(len(batch.index))
         return parts
-
-    @property
-    def _kl_in_loss(self) -> bool:
-        return self.beta > 0 and self.kl.place == "loss"
 
     def step(
         self, model: torch.nn.Module, batch: RolloutBatch, context: None
     ) -> tuple[dict[str, Sum], dict[str, Tally]]:
         """Clipped surrogate and KL penalty."""
         train, tokens = self.config.train, batch.tokens
-        full = self._kl_in_loss and self.kl.estimator == "full"
-        need = frozenset({"logps", "entropy", "logits"} if full else {"logps", "entropy"})
+        need = frozenset({"logps", "entropy", "logits"} if self.coefficient.full else {"logps", "entropy"})
         output = model(tokens, need=need, temperature=train.temperature)
+        full_BT = self._full_divergence(output, tokens) if self.coefficient.full else None
         mask_BT = tokens.mask_BT
         surrogate = OBJECTIVES[train.loss_type](
             output.logps_BT,
@@ -195,59 +192,29 @@ class GRPO:
         )
         weights_BT = token_weights(train.loss_type, mask_BT, surrogate.loss_BT.dtype)
         sums = {"policy": Sum((weights_BT * surrogate.loss_BT).sum())}
-        if self._kl_in_loss:
+        if self.coefficient.in_loss:
             penalty = kl_penalty(
-                self.kl,
-                output.logps_BT,
-                batch.ref_logps_BT,
-                mask_BT,
-                batch.old_logps_BT,
-                policy_logits_BTV=output.logits_BTV / train.temperature if full else None,
-                ref_logits_BTV=self.reference.logits(tokens) / train.temperature if full else None,  # type: ignore[union-attr]
+                self.kl, output.logps_BT, batch.ref_logps_BT, mask_BT, batch.old_logps_BT, full_BT=full_BT
             )
             total = (weights_BT * penalty).sum() if self.kl.level == "token" else penalty.sum()
-            sums["kl"] = Sum(total, self.beta)
-        metrics = self._measure(batch, output)
+            sums["kl"] = Sum(total, self.coefficient.beta)
+        metrics = self.measures.of_pass(batch, output)
+        if self._inner(self.step_now) == 0:
+            assert self.rollout is not None
+            metrics |= self.measures.of_policy(batch, output, full_BT, self.rollout.answers)
         if batch.old_logps_BT is not None:
             metrics["clip_ratio/low"] = tally(surrogate.low_BT, mask_BT)
             metrics["clip_ratio/high"] = tally(surrogate.high_BT, mask_BT)
         return sums, metrics
 
-    def _measure(self, batch: RolloutBatch, output: Any) -> dict[str, Tally]:
-        """Figures of this forward pass, and each session's own on the pass that is on-policy."""
-        mask_BT = batch.tokens.mask_BT
-        logps_BT = output.logps_BT.detach()
-        metrics = {"entropy": tally(output.entropy_BT, mask_BT)}
-        r_BT = None
-        if batch.ref_logps_BT is not None:
-            r_BT = log_ratio_to_reference(logps_BT, batch.ref_logps_BT, mask_BT)
-            metrics["kl"] = tally(torch.expm1(r_BT) - r_BT, mask_BT)
-        if (self.step_now - 1) % self.config.train.num_iterations:
-            return metrics
-        # A completion that was cut and masked has no counted token: nothing was measured of it.
-        counted = [k for k in range(len(batch.index)) if bool(mask_BT[k].any())]
-        if not counted:
-            return metrics
-        own_BT = mask_BT[counted]
-        figures: dict[str, list[float]] = {
-            "logp_nats": sequence_sum(logps_BT[counted], own_BT).tolist(),
-            "entropy_nats": sequence_mean(output.entropy_BT.detach()[counted], own_BT).tolist(),
-        }
-        if r_BT is not None:
-            figures["kl_nats"] = sequence_sum(-r_BT[counted], own_BT).tolist()
-            figures["kl_k3_nats"] = sequence_sum(torch.expm1(r_BT) - r_BT, mask_BT)[counted].tolist()
-        for j, k in enumerate(counted):
-            self.measured[batch.index[k]] = {
-                **{name: values[j] for name, values in figures.items()},
-                "sampler_mismatch_max_nats": self._mismatch(logps_BT[k][mask_BT[k]], batch.index[k]),
-            }
-        return metrics
+    def _full_divergence(self, output: PolicyOutput, tokens: TokenBatch) -> Tensor:
+        assert self.reference is not None
+        measure = divergence(self.kl.divergence, self.kl.alpha)
+        return measure(output.logits_XV, self.reference.logits(tokens), tokens.mask_BT, self.config.train.temperature)
 
-    def _mismatch(self, logps_X: Tensor, place: int) -> float:
-        """Largest gap between what the sampler and this pass gave the tokens of a completion. Units: nats."""
-        assert self.rollout is not None
-        sampled_X = torch.tensor(self.rollout.answers[place].sampler_logps, dtype=torch.float64)
-        return float((logps_X.double().cpu() - sampled_X).abs().max())
+    def _inner(self, step: int) -> int:
+        """How many steps the rollout of this one has been used for already."""
+        return (step - 1) % self.config.train.num_iterations
 
     def rows(self, batches: list[RolloutBatch]) -> list[str]:
         """Row ids of these micro-batches."""
@@ -257,9 +224,8 @@ class GRPO:
 
     def after_step(self, stats: StepStats) -> None:
         """Records the sessions once, after the on-policy pass, and the step's figures."""
-        inner = (stats.step - 1) % self.config.train.num_iterations
-        payload = step_stats(stats)
-        if inner == 0 and self.rollout is not None:
+        payload = step_stats(stats) | {"beta": self.coefficient.beta}
+        if self._inner(stats.step) == 0 and self.rollout is not None:
             self._write_sessions(stats.step)
             recorder = self.run.recorder
             for entry in self.sampler.mixture.entries_at(stats.step):
@@ -271,8 +237,9 @@ class GRPO:
                     change_pct = f"{event['old_pct']:.1f} % -> {event['new_pct']:.1f} %"
                     self.run.say([f"step {stats.step}: {event['reason']}: {event['category']} {change_pct}"])
             payload |= self.rollout.figures()
-        self.run.recorder.event("step_stats", payload | {"beta": self.beta}, step=stats.step)
-        shown = ("reward", "reward_std", "completions/mean_length")
+            payload |= self.coefficient.moved(stats.metrics)
+        self.run.recorder.event("step_stats", payload, step=stats.step)
+        shown = ("reward", "reward_std", "completions/mean_length", *(["beta"] if "beta_next" in payload else []))
         stats.metrics = {**{name: payload[name] for name in shown if payload.get(name) is not None}, **stats.metrics}
 
     def _write_sessions(self, step: int) -> None:
@@ -284,7 +251,7 @@ class GRPO:
                 "policy_version": step - 1,
                 "reference_id": identity,
                 "schedule_version": str(columns["schedule_version"]),
-                **self.measured.get(i, {}),
+                **self.measures.sessions.get(i, {}),
             }
             for i, columns in enumerate(self.rollout.columns)
         ]
@@ -299,8 +266,11 @@ class GRPO:
             self.sampler.record_unjudged(self.step_now)
 
     def state_dict(self) -> dict[str, Any]:
-        """Schedule, triggers and trajectory; and the rollouts where a step in the middle of them was saved."""
-        state: dict[str, Any] = {"signal": self.sampler.signal.state_dict()}
+        """Schedule, triggers, trajectory and controller; and the rollouts where a step in their middle was saved."""
+        state: dict[str, Any] = {
+            "signal": self.sampler.signal.state_dict(),
+            "coefficient": self.coefficient.state_dict(),
+        }
         if self.step_now % self.config.train.num_iterations:
             state["current"] = [pack(batch) for batch in self.current]
         return state
@@ -308,6 +278,7 @@ class GRPO:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` gave."""
         self.sampler.signal.load_state_dict(state["signal"])
+        self.coefficient.load_state_dict(state["coefficient"])
         self.current = [unpack(batch) for batch in state.get("current", [])]
 
     def identity(self) -> dict[str, Any]:

@@ -24,12 +24,13 @@ def refused(settings: KLSettings, **situation: Any) -> bool:
 
 
 def test_the_presets_are_what_their_names_promise() -> None:
-    assert {name: tuple(vars(settings).values()) for name, settings in PRESETS.items()} == {
+    assert {name: tuple(vars(settings).values())[:4] for name, settings in PRESETS.items()} == {
         "trl_grpo": ("k3", "loss", "token", "live"),
         "grpo_paper": ("k3", "loss", "token", "none"),
         "trl_rloo": ("k1", "reward", "sequence", "none"),
         "sequence_k2": ("k2", "loss", "sequence", "none"),
     }
+    assert {(settings.divergence, settings.alpha) for settings in PRESETS.values()} == {("reverse", None)}
 
 
 def test_no_preset_is_refused_where_it_is_meant_to_be_used() -> None:
@@ -38,7 +39,7 @@ def test_no_preset_is_refused_where_it_is_meant_to_be_used() -> None:
 
 def test_a_preset_fixes_all_four_choices() -> None:
     assert resolve("trl_rloo") == PRESETS["trl_rloo"]
-    with pytest.raises(ConfigError, match="fixes all four choices: leave out estimator, ratio"):
+    with pytest.raises(ConfigError, match="fixes all choices: leave out estimator, ratio"):
         resolve("trl_grpo", estimator="k3", ratio="live")
 
 
@@ -90,9 +91,45 @@ def test_k2_and_k3_in_the_reward_are_warned_about() -> None:
 
 
 def test_on_demonstrations_only_the_full_vocabulary_in_the_loss_is_accepted() -> None:
-    assert [s for s in ALL if not refused(s, on_policy=False)] == [DEMONSTRATIONS]
+    found = [s for s in ALL if not refused(s, on_policy=False)]
+    assert found == [KLSettings("full", "loss", "token", "none")]
     with pytest.raises(ConfigError, match="which the policy did not sample"):
         refuse(PRESETS["trl_grpo"], on_policy=False)
+
+
+def test_the_divergence_of_demonstrations_is_forward_and_of_own_texts_reverse_unless_another_is_named() -> None:
+    assert resolve(estimator="full", on_policy=False) == DEMONSTRATIONS
+    assert resolve(estimator="full").divergence == "reverse"
+    assert refuse(DEMONSTRATIONS, on_policy=False) == []
+    for name in ("reverse", "js", "alpha"):
+        settings = resolve(estimator="full", divergence=name, on_policy=False)  # type: ignore[arg-type]
+        (warning,) = refuse(settings, on_policy=False)
+        assert f"`{name}` holds at each prefix" in warning
+
+
+def test_a_divergence_is_for_the_full_vocabulary_and_alpha_for_divergence_alpha() -> None:
+    assert resolve(estimator="full", divergence="alpha").alpha == 0.5
+    assert resolve(estimator="full", divergence="alpha", alpha=0.2).alpha == 0.2
+    with pytest.raises(ConfigError, match="divergence `js` needs estimator `full`"):
+        resolve(estimator="k3", divergence="js")
+    with pytest.raises(ConfigError, match="alpha has no effect without divergence `alpha`"):
+        resolve(estimator="full", divergence="js", alpha=0.3)
+    with pytest.raises(ConfigError, match="leave out divergence"):
+        resolve("trl_grpo", divergence="js")
+
+
+def test_a_nucleus_makes_every_sampled_estimate_one_of_other_texts() -> None:
+    for settings in [s for s in ALL if not refused(s)]:
+        warned = [line for line in refuse(settings, top_p=0.9) if "which are not the policy's" in line]
+        assert len(warned) == (settings.estimator != "full")
+
+
+def test_inner_steps_make_a_sampled_penalty_without_a_ratio_stale() -> None:
+    for settings in [s for s in ALL if not refused(s) and s.place == "loss"]:
+        stale = settings.ratio == "none" and settings.estimator != "full"
+        found = refuse(settings, num_iterations=2)
+        assert len(found) == stale
+        assert not stale or "an older policy's: use ratio `detached`" in found[0]
 
 
 @pytest.mark.parametrize(

@@ -178,7 +178,8 @@ def test_sft_with_forward_kl_ends_at_the_mixture_of_data_and_reference(weight: f
     def loss() -> Tensor:
         optimiser.zero_grad()
         aligned_BTV = logits.expand(V, 2, V)
-        terms_BT = nll(token_logprobs(aligned_BTV, ids), mask) + weight * forward_kl(aligned_BTV, reference_BTV, mask)
+        kl_BT = forward_kl(aligned_BTV[mask], reference_BTV[mask], mask)
+        terms_BT = nll(token_logprobs(aligned_BTV, ids), mask) + weight * kl_BT
         total = (torch.from_numpy(data) * terms_BT.sum(1)).sum()
         total.backward()
         return total

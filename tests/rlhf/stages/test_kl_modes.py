@@ -13,6 +13,7 @@ from rlhf.config.kl import KLSettings, refuse
 from tests.rlhf.stages.tiny_runs import live_events, live_view, run
 
 FAST = "train.learning_rate=1e-2"
+FOUR = ("estimator", "place", "level", "ratio")
 ESTIMATORS, RATIOS = ("k1", "k2", "k3", "full"), ("none", "live", "detached")
 
 
@@ -33,7 +34,7 @@ ACCEPTED = sorted(accepted(), key=str)
 
 
 def keys_of(settings: KLSettings) -> list[str]:
-    fields = ", ".join(f"{name}: {value}" for name, value in vars(settings).items())
+    fields = ", ".join(f"{name}: {value}" for name, value in vars(settings).items() if name in FOUR)
     return [f"reference.kl={{{fields}}}", "train.scale_rewards=none", "reference.beta=0.1"]
 
 
@@ -49,7 +50,7 @@ def test_the_accepted_forms_are_these_many() -> None:
     assert len(ACCEPTED) == 19
 
 
-@pytest.mark.parametrize("settings", ACCEPTED, ids=lambda s: "-".join(vars(s).values()))
+@pytest.mark.parametrize("settings", ACCEPTED, ids=lambda s: "-".join(getattr(s, name) for name in FOUR))
 def test_every_accepted_form_trains_and_counts(settings: KLSettings, tmp_path: Path) -> None:
     keys = [*keys_of(settings), FAST, "train.num_iterations=2"]
     assert run("grpo", tmp_path / "run", *keys, steps=3) == 0
