@@ -202,7 +202,7 @@ class DPOConfig(Stage):
 
     def _label_rules(self) -> Iterator[Problem]:
         soft = self.reward.preference_column is not None
-        if soft and self.train.label_smoothing > 0:
+        if soft and self.train.label_smoothing > 0 and misplaced("preference_column", self.train.loss_type) is None:
             yield "train.label_smoothing", "beside reward.preference_column: each pair says its own probability there"
         if "exo_pair" in self.train.loss_type and not soft and self.train.label_smoothing == 0:
             yield (
