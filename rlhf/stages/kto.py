@@ -22,8 +22,9 @@ from rlhf.data.mismatch import Mismatch, MismatchedText
 from rlhf.data.records import Record
 from rlhf.objectives.reward_model import adjusted_margin
 from rlhf.objectives.unpaired import OBJECTIVES, WITH_BASELINE, kl_baseline, session_weights, unpaired_margin
+from rlhf.ops.logprobs import PolicyOutput
 from rlhf.ops.masked import sequence_sum
-from rlhf.reference.policy import quiet
+from rlhf.reference.policy import Reference, quiet
 from rlhf.stages.constraint import open_reference, tokenizer_digest
 from rlhf.stages.offline import Offline
 from rlhf.stages.pairs import pair_accuracy
@@ -66,6 +67,10 @@ class KTO(Offline[tokenise.Sample]):
         # With dropout the policy would differ from the reference before the first step.
         run.switch_dropout_off()
         self.reference = open_reference(run, config.reference, self.module, self._texts)
+        self.mismatch_reference = self.reference
+        if self.mismatch is not None and config.reference.source == "precomputed":
+            # A column of its own: which texts are in it depends on seed, batch and steps, and no run is known by it.
+            self.mismatch_reference = open_reference(run, config.reference, self.module, self._mismatched_texts)
         self.sampled = SampledEvaluation(run, self.module)
 
     def _open_baseline(self) -> None:
@@ -108,21 +113,28 @@ class KTO(Offline[tokenise.Sample]):
         )
 
     def _texts(self) -> Iterator[TokenBatch]:
-        """All texts whose reference log-probabilities are needed, each once: for a cached column."""
-        named = {sample.row_id: sample.tokens for sample in (*self.samples, *self.held_out)}
+        yield from self._cut({sample.row_id: sample.tokens for sample in (*self.samples, *self.held_out)})
+
+    def _mismatched_texts(self) -> Iterator[TokenBatch]:
+        """Those of all steps and of evaluation, each once."""
+        named: dict[str, tokenise.Tokens] = {}
         if self.mismatch is not None:
             for step in range(1, self.total_steps + 1):
                 named |= {text.name: text.tokens for text in self.mismatch.texts(self.order.indices(step))}
         if self.mismatch_held_out is not None:
             named |= {text.name: text.tokens for text in self.mismatch_held_out.texts(range(len(self.held_out)))}
+        yield from self._cut(named)
+
+    def _cut(self, named: dict[str, tokenise.Tokens]) -> Iterator[TokenBatch]:
         names, size = list(named), self.train.per_device_eval_batch_size
         for j in range(0, len(names), size):
             part = names[j : j + size]
             yield collate.token_batch([named[name] for name in part], self.run.tokenizer.pad_token_id, part)
 
-    def _log_ratios(self, output: Any, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
+    def _log_ratios(self, reference: Reference, output: PolicyOutput, tokens: TokenBatch) -> tuple[Tensor, Tensor]:
+        assert output.logps_BT is not None
         logps_B = sequence_sum(output.logps_BT, tokens.mask_BT)
-        ref_logps_B = sequence_sum(self.reference.logps(tokens).to(output.logps_BT.dtype), tokens.mask_BT)
+        ref_logps_B = sequence_sum(reference.logps(tokens).to(output.logps_BT.dtype), tokens.mask_BT)
         return logps_B - ref_logps_B, logps_B
 
     def prepare(self, batches: list[Any]) -> Baseline:
@@ -145,7 +157,7 @@ class KTO(Offline[tokenise.Sample]):
                 tokens = collate.token_batch([text.tokens for text in part], self.run.tokenizer.pad_token_id, named)
                 tokens = to_device(tokens, accelerator.device)
                 counts_B = torch.tensor([text.counts for text in part], device=accelerator.device)
-                ratio_B, _ = self._log_ratios(self.module(tokens), tokens)
+                ratio_B, _ = self._log_ratios(self.mismatch_reference, self.module(tokens), tokens)
                 total += torch.stack([(ratio_B.double() * counts_B).sum(), counts_B.double().sum()])
         summed, found = accelerator.reduce(total, reduction="sum").tolist()
         if not found:
@@ -175,7 +187,7 @@ class KTO(Offline[tokenise.Sample]):
         self, model: torch.nn.Module, batch: LabelledBatch, context: Baseline
     ) -> tuple[dict[str, Sum], dict[str, Tally]]:
         """The loss of the batch's completions, measured from the step's baseline."""
-        ratio_B, logps_B = self._log_ratios(model(batch.tokens), batch.tokens)
+        ratio_B, logps_B = self._log_ratios(self.reference, model(batch.tokens), batch.tokens)
         loss_B, z_B = self._loss(ratio_B, batch, context)
         label_B, rewards_B = batch.label_B, self.train.beta * ratio_B
         metrics = {
@@ -231,7 +243,7 @@ class KTO(Offline[tokenise.Sample]):
         return values
 
     def _measure(self, batch: LabelledBatch) -> dict[str, Tally]:
-        ratio_B, _ = self._log_ratios(self.module(batch.tokens), batch.tokens)
+        ratio_B, _ = self._log_ratios(self.reference, self.module(batch.tokens), batch.tokens)
         loss_B, z_B = self._loss(ratio_B, batch, self.held_out_baseline)
         return {
             "eval_loss": tally(loss_B),
