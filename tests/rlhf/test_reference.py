@@ -150,8 +150,9 @@ def test_temperature_and_context_reach_the_reference_pass() -> None:
     reference = FrozenCopy(Policy(make_model()), Note)
     warm = reference.logps(tokens, 2.0)
     assert entered == [True]
-    expected = (reference.logits(tokens) / 2).log_softmax(-1).gather(-1, tokens.ids_BT[..., None])[..., 0]
-    assert torch.allclose(warm[tokens.mask_BT], expected[tokens.mask_BT], rtol=0, atol=1e-12)
+    counted_X = tokens.ids_BT[tokens.mask_BT]
+    expected_X = (reference.logits(tokens) / 2).log_softmax(-1).gather(-1, counted_X[:, None])[:, 0]
+    assert torch.allclose(warm[tokens.mask_BT], expected_X, rtol=0, atol=1e-12)
 
 
 def test_adapter_off_needs_an_adapter_over_a_base_that_stands_still() -> None:
