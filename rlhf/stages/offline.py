@@ -20,6 +20,7 @@ from rlhf.data.packing import PackedOrder
 from rlhf.data.records import Record, plain, prompt_of
 from rlhf.models.policy import Policy
 from rlhf.reference.policy import quiet
+from rlhf.stages.positions import beyond_positions
 from rlhf.stages.work import Run
 from rlhf.train.loop import StepStats
 from rlhf.train.metrics import Tally, reduce_tallies
@@ -50,6 +51,7 @@ class Offline(ABC, Generic[Sample]):
         if run.inputs.held_out:
             self.held_out, report = make(run.inputs.held_out, run.tokenizer, **options)
             run.say(f"held out: {line}" for line in report.lines())
+        run.say(beyond_positions(run.policy, [*self.samples, *self.held_out]))
         # Another split may number its rows alike: sessions are those of training.
         self.records: dict[str, Record] = {r.row_id: r for r in (*run.inputs.held_out, *run.inputs.train)}
         self.schedule = Schedule.from_gains(run.config.reward)

@@ -269,3 +269,34 @@ def test_a_tokenizer_without_an_end_token_is_refused(
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     line = refused(capsys, stage, tmp_path / "run", f"model.model_name_or_path={folder}")
     assert "has no end token" in line and str(folder) in line
+
+
+@pytest.mark.parametrize("kind", ["table", "rotary"])
+@EVERY
+def test_rows_beyond_the_models_positions_are_refused_where_these_are_a_table_else_remarked(
+    stage: str, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    from rlhf.models.tiny import build_tokenizer
+
+    tokenizer = build_tokenizer([text for row in many(stage) for text in row.values()], 300)
+    size = {"vocab_size": len(tokenizer), "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    if kind == "table":
+        model: Any = GPT2LMHeadModel(GPT2Config(n_positions=40, n_embd=16, n_layer=1, n_head=2, **size))
+    else:
+        shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        model = LlamaForCausalLM(LlamaConfig(max_position_embeddings=40, **shape, **size))
+    tokenizer.save_pretrained(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
+    keys = [*rows_in(tmp_path / "rows.jsonl", many(stage, **{ANSWERS[stage]: "y n " * 20}))]
+    keys += [f"model.model_name_or_path={tmp_path / 'model'}", "model.attn_implementation=sdpa"]
+    found = "1 of 4 rows have up to 75 tokens, the model has 40 positions (rows.jsonl:3)"
+    if kind == "table":
+        line = refused(capsys, stage, tmp_path / "run", *keys, "train.max_length=75")
+        assert f"{found}: set train.max_length=40" in line
+    else:
+        capsys.readouterr()
+        assert main([*arguments(stage, tmp_path / "run", *keys, "train.max_length=75", steps=1)[:-1], "plain"]) == 0
+        assert f"{stage}: {found}; what is beyond them" in capsys.readouterr().err
+    assert run(stage, tmp_path / "cut", *keys, "train.max_length=40", steps=1) == 0
