@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,9 +22,11 @@ def token_batch(run: Run, answers: list[Answer], drop_truncated: bool) -> TokenB
         run.tokenizer.pad_token_id,
         [a.record.row_id for a in answers],
     )
+    places: dict[str, int] = {}
+    tokens = replace(tokens, group_B=torch.tensor([places.setdefault(a.record.row_id, len(places)) for a in answers]))
     if drop_truncated:
         keep_B = torch.tensor([a.finished for a in answers])
-        return TokenBatch(tokens.ids_BT, tokens.attention_BT, tokens.mask_BT & keep_B.unsqueeze(1), tokens.rows)
+        return replace(tokens, mask_BT=tokens.mask_BT & keep_B.unsqueeze(1))
     return tokens
 
 
@@ -38,12 +41,18 @@ def trainable(
     """The rows `keep` of a batch with their advantages. Shapes: advantages_B and index speak of the kept rows."""
     rows = tuple(tokens.rows[k] for k in keep)
     return RolloutBatch(
-        tokens=TokenBatch(tokens.ids_BT[keep], tokens.attention_BT[keep], tokens.mask_BT[keep], rows),
+        tokens=TokenBatch(
+            tokens.ids_BT[keep], tokens.attention_BT[keep], tokens.mask_BT[keep], rows, _groups(tokens, keep)
+        ),
         advantages_B=advantages_B,
         ref_logps_BT=None if ref_logps_BT is None else ref_logps_BT[keep],
         old_logps_BT=None if old_logps_BT is None else old_logps_BT[keep],
         index=index,
     )
+
+
+def _groups(tokens: TokenBatch, keep: list[int]) -> Tensor | None:
+    return None if tokens.group_B is None else tokens.group_B[keep]
 
 
 def blank(tokens: TokenBatch, ref_logps_BT: Tensor | None, old_logps_BT: Tensor | None) -> RolloutBatch:
@@ -62,6 +71,7 @@ def pack(batch: RolloutBatch) -> dict[str, Any]:
         "attention": tokens.attention_BT,
         "mask": tokens.mask_BT,
         "rows": list(tokens.rows),
+        "group": tokens.group_B,
         "advantages": batch.advantages_B,
         "reference": batch.ref_logps_BT,
         "old": batch.old_logps_BT,
@@ -71,5 +81,5 @@ def pack(batch: RolloutBatch) -> dict[str, Any]:
 
 def unpack(state: dict[str, Any]) -> RolloutBatch:
     """The batch that `pack` described."""
-    tokens = TokenBatch(state["ids"], state["attention"], state["mask"], tuple(state["rows"]))
+    tokens = TokenBatch(state["ids"], state["attention"], state["mask"], tuple(state["rows"]), state.get("group"))
     return RolloutBatch(tokens, state["advantages"], state["reference"], state["old"], tuple(state["index"]))
