@@ -10,6 +10,10 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from rlhf.config import ModelSection
+from rlhf.data.collate import token_batch
+from rlhf.data.mismatch import Mismatch
+from rlhf.data.records import Record
+from rlhf.data.tokenise import Tokens, prepare_labelled
 from rlhf.models.tiny import build_model, build_tokenizer
 from rlhf.objectives.unpaired import OBJECTIVES, apo_zero_unpaired, kl_baseline, kto, session_weights, unpaired_margin
 from rlhf.ops.logprobs import aligned, token_logprobs
@@ -176,3 +180,75 @@ def test_loss_and_gradient_equal_trls_given_the_same_baseline(tmp_path: Path, na
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-5)
     pairs = list(zip(gradients(model, ours), their_gradients, strict=True))
     assert pairs and all(torch.allclose(a, b, rtol=1e-4, atol=2e-6) for a, b in pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_trls_baseline_of_two_completions_a_prompt_is_15_to_27_nats_where_the_mismatched_texts_say_0_3(
+    tmp_path: Path,
+) -> None:
+    """A policy that has learned 16 completions by heart, two of each prompt, which stand together in the data.
+
+    | mismatched within         | z0, nats | mean loss |
+    |---------------------------|----------|-----------|
+    | TRL, batches of 2         |     27.2 |     0.431 | every completion stands with its own prompt
+    | TRL, batches of 4         |     14.3 |     0.452 |
+    | TRL, one batch of 16      |     15.0 |     0.449 | half of them do
+    | the batch, shifted past   |      0.3 |     0.481 |
+    """
+    trl = pytest.importorskip("trl", reason="TRL is not installed: `pip install rlhf-ledger[trl]`")
+    rng = np.random.default_rng(0)
+    words = [" " + "".join(rng.choice(list("abcdefgh"), size=6)) for _ in range(16)]
+    rows = [{"prompt": f"{i // 2} means", "completion": word, "label": i % 2 == 0} for i, word in enumerate(words)]
+    tokenizer = build_tokenizer([str(text) for row in rows for text in row.values()], 300)
+    section = ModelSection(tiny_hidden_size=32, tiny_num_layers=2, tiny_num_heads=2, tiny_num_kv_heads=1)
+    model, reference = build_model(section, tokenizer, 0), build_model(section, tokenizer, 0)
+    samples, _ = prepare_labelled(to_records_of(rows), tokenizer)
+
+    def logps(scored: torch.nn.Module, tokens: list[Tokens]) -> torch.Tensor:
+        batch = token_batch(tokens, tokenizer.pad_token_id)
+        logits_BTV = scored(batch.ids_BT, attention_mask=batch.attention_BT.long()).logits
+        return sequence_sum(token_logprobs(aligned(logits_BTV), batch.ids_BT), batch.mask_BT)
+
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    own = [sample.tokens for sample in samples]
+    for _ in range(400):
+        optimizer.zero_grad()
+        (-logps(model, own).mean()).backward()
+        optimizer.step()
+
+    found: dict[int, tuple[float, float]] = {}
+    for size in (2, 4, 16):
+        arguments = trl.KTOConfig(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=size,
+            report_to="none",
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            disable_tqdm=True,
+        )
+        trainer = trl.KTOTrainer(
+            model, reference, arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
+        )
+        losses = [float(trainer.compute_loss(model, batch).detach()) for batch in trainer.get_train_dataloader()]
+        found[size] = (float(np.mean(trainer._metrics["train"]["kl"])), float(np.mean(losses)))
+
+    with torch.no_grad():
+        ratio_B = logps(model, own) - logps(reference, own)
+        mismatched = [text.tokens for text in Mismatch(samples, None).texts(range(16))]
+        kl = kl_baseline(float((logps(model, mismatched) - logps(reference, mismatched)).mean()))
+    label_B = torch.tensor([bool(row["label"]) for row in rows])
+    loss = float(kto(unpaired_margin(ratio_B, 0.1, kl), torch.zeros(16), torch.ones(16), label_B).mean())
+    assert found[2][0] == pytest.approx(float(ratio_B.mean()), rel=1e-3) == pytest.approx(27.2, abs=2)
+    assert found[4][0] == pytest.approx(14.3, abs=2) and found[16][0] == pytest.approx(15.0, abs=2)
+    assert 0.0 < kl < 2.0
+    # TRL's loss of the same rows depends on how they are cut.
+    assert abs(found[2][1] - found[16][1]) > 0.01 and abs(loss - found[16][1]) > 0.02
+
+
+def to_records_of(rows: list[dict[str, Any]]) -> list[Record]:
+    return [
+        Record(f"r{i}", "rows", f"rows:{i + 1}", "labelled", row["prompt"], row["completion"], label=row["label"])
+        for i, row in enumerate(rows)
+    ]
