@@ -9,8 +9,6 @@ INSTEAD: dict[str, str] = {
     "precompute_ref_log_probs": "use `reference.source: precomputed`",
     "precompute_ref_batch_size": "precomputing takes `train.per_device_eval_batch_size`",
     "sync_ref_model": "use `reference.source: synced`",
-    "ref_model_mixup_alpha": "it stands in another section: `reference.ref_model_mixup_alpha`",
-    "ref_model_sync_steps": "it stands in another section: `reference.ref_model_sync_steps`",
     "fsdp": "use `train.sharding: full`",
     "fsdp_config": "use `train.sharding: full`",
     "dataset_text_field": "rename the column: `data.datasets: [{path: ..., columns: {YOURS: text}}]`",
@@ -33,6 +31,7 @@ INSTEAD: dict[str, str] = {
     "steps_per_generation": "each step samples anew; for several steps on one set, use `train.num_iterations`",
     "label_smoothing_factor": "for DPO, use `train.label_smoothing`",
     "log_completions": "the ledger keeps every completion",
+    "use_bias_correction_kl": "use `reference.kl.ratio`; true is `live` (preset trl_grpo), false `none` (grpo_paper)",
 }
 
 NOT_IMPLEMENTED: dict[str, str] = {
@@ -65,7 +64,7 @@ NOT_IMPLEMENTED: dict[str, str] = {
         importance_sampling_level log_completions_hub_repo log_multimodal log_unique_prompts
         max_tool_calling_iterations min_p multi_objective_aggregation num_completions_to_print num_generations_eval
         off_policy_mask_threshold repetition_penalty sapo_temperature_neg sapo_temperature_pos top_entropy_quantile
-        top_k transformers_continuous_batching_config use_adaptive_entropy use_bias_correction_kl
+        top_k transformers_continuous_batching_config use_adaptive_entropy
         use_transformers_continuous_batching use_transformers_paged use_vllm vespo_k_neg vespo_k_pos
         vespo_lambda_neg vespo_lambda_pos vllm_enable_sleep_mode vllm_gpu_memory_utilization vllm_group_port
         vllm_importance_sampling_cap vllm_importance_sampling_clip_max vllm_importance_sampling_clip_min

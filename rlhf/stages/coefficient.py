@@ -52,7 +52,7 @@ class Coefficient:
         found = [f"beta = {self.section.beta:g} {self.kl.beta_unit}"] if self.penalised else []
         if self.moves:
             line = f"controller {self.controller.kind}: to {self.section.kl_target:g} nats per {self.kl.level}"
-            when = "; advantages take the value that is in force at their rollout" if self.in_reward else ""
+            when = "; advantages take the value of their rollout, and keep it" if self.in_reward else ""
             found.append(f"{line}, moved once a rollout{when}")
         return found
 

@@ -13,7 +13,6 @@ from rlhf.batch import RolloutBatch, TokenBatch, to_device
 from rlhf.config import GRPOConfig
 from rlhf.data import tokenise
 from rlhf.objectives.policy_gradient import OBJECTIVES, denominator, token_weights
-from rlhf.ops.logprobs import PolicyOutput
 from rlhf.ops.masked import sequence_sum
 from rlhf.reference.divergence import divergence, kl_penalty, reward_penalty
 from rlhf.reference.policy import FrozenCopy, Reference, quiet
@@ -178,10 +177,15 @@ class GRPO:
     ) -> tuple[dict[str, Sum], dict[str, Tally]]:
         """Clipped surrogate and KL penalty."""
         train, tokens = self.config.train, batch.tokens
-        need = frozenset({"logps", "entropy", "logits"} if self.coefficient.full else {"logps", "entropy"})
-        output = model(tokens, need=need, temperature=train.temperature)
-        full_BT = self._full_divergence(output, tokens) if self.coefficient.full else None
         mask_BT = tokens.mask_BT
+        # Before the policy's pass, whose weights a reference may borrow for its own.
+        ref_logits_XV = self.reference.logits(tokens) if self.reference is not None and self.coefficient.full else None
+        need = {"logps", "entropy"} | ({"logits"} if ref_logits_XV is not None else set())
+        output = model(tokens, need=frozenset(need), temperature=train.temperature)
+        full_BT: Tensor | None = None
+        if ref_logits_XV is not None:
+            measure = divergence(self.kl.divergence, self.kl.alpha)
+            full_BT = measure(output.logits_XV, ref_logits_XV, mask_BT, train.temperature)
         surrogate = OBJECTIVES[train.loss_type](
             output.logps_BT,
             batch.advantages_B,
@@ -206,11 +210,6 @@ class GRPO:
             metrics["clip_ratio/low"] = tally(surrogate.low_BT, mask_BT)
             metrics["clip_ratio/high"] = tally(surrogate.high_BT, mask_BT)
         return sums, metrics
-
-    def _full_divergence(self, output: PolicyOutput, tokens: TokenBatch) -> Tensor:
-        assert self.reference is not None
-        measure = divergence(self.kl.divergence, self.kl.alpha)
-        return measure(output.logits_XV, self.reference.logits(tokens), tokens.mask_BT, self.config.train.temperature)
 
     def _inner(self, step: int) -> int:
         """How many steps the rollout of this one has been used for already."""
