@@ -62,9 +62,8 @@ class ReferenceSection(Section):
 
     source: Source | None = Field(
         None,
-        description="frozen: a copy; adapter_off: the policy without its adapter; precomputed: a cached column; "
-        "ema: the average of the policy over time; synced: a copy that is mixed with the policy every "
-        "ref_model_sync_steps; null: adapter_off with use_peft, else frozen, and none where nothing asks for one",
+        description="frozen: a copy; adapter_off: no adapter; precomputed: a cached column; ema, synced: follow the "
+        "policy; null: adapter_off with use_peft, else frozen, none where nothing asks for one",
     )
     reference_model: str | None = Field(
         None, description="Folder or hub id of another model as reference; null: the policy as the stage starts"

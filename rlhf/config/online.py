@@ -136,8 +136,8 @@ class GRPOConfig(Stage):
     def rules(self) -> Iterator[Problem]:
         """No differential that standardisation divides out again, and a KL penalty that is one."""
         yield from super().rules()
-        if self.train.sharding != "none":
-            yield "train.sharding", "online RL is not sharded: ranks sample texts of different lengths; use `none`"
+        if self.train.fsdp:
+            yield "train.fsdp", "online RL is not sharded: ranks sample texts of different lengths; use false"
         for key, message in self.reward.cancelled(self.train.scale_rewards):
             yield f"reward.{key}", message
         if any(self.reference.kl.rules()):

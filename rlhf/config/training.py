@@ -37,8 +37,8 @@ class TrainSection(Section):
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW: added to the denominator")
     max_grad_norm: float = Field(1.0, ge=0, description="Norm that gradients are clipped to; 0: no clipping")
     bf16: bool = Field(False, description="Compute in bfloat16 over float32 weights. TRL: true where supported")
-    sharding: Literal["none", "full"] = Field(
-        "none", description="full: parameters, gradients and moments are cut over the ranks (FSDP2). TRL: fsdp"
+    fsdp: bool = Field(
+        False, description="Cut parameters, gradients and moments over the ranks (FSDP2). TRL: null, which is the same"
     )
     use_cpu: bool = Field(False, description="CPU even where there is a GPU")
     world_size: int | None = Field(None, gt=0, description="Ranks that are expected; another number is an error")

@@ -36,7 +36,7 @@ def prepare(run: Run, work: StageWork, found: Path | None) -> tuple[Engine, Earl
         module.load_weights(found)
         _restore_reference(reference, found)
     # Whole weights are read first and cut then; moments are made of what is left of a parameter.
-    shell = shard_stage(run, work.module, reference) if train_section.sharding == "full" else None
+    shell = shard_stage(run, work.module, reference) if train_section.fsdp else None
     optimizer, scheduler = build_optimizer(module, train_section, work.total_steps)
     stopping = EarlyStopping()
     start_step = 0

@@ -141,7 +141,7 @@ class Offline(ABC, Generic[Sample]):
 
     def _passes_of_others(self) -> int:
         """Passes that other ranks make and this one has no rows for: through a sharded module all of them must go."""
-        if self.run.config.train.sharding == "none":
+        if not self.run.config.train.fsdp:
             return 0
         size, rows = self.run.config.train.per_device_eval_batch_size, len(self.held_out)
         rank, ranks = self.run.accelerator.process_index, self.run.accelerator.num_processes

@@ -24,8 +24,8 @@ def shard_stage(run: Run, module: nn.Module, reference: Reference | None) -> She
     ranks = accelerator.num_processes
     if ranks == 1:
         raise ConfigError(
-            "train.sharding full cuts the model over the ranks, and there is one; use train.sharding=none, or start "
-            "more: `torchrun --nproc_per_node 2 experiments/train.py ...`"
+            "train.fsdp cuts the model over the ranks, and there is one; use train.fsdp=false, or start more: "
+            "`torchrun --nproc_per_node 2 experiments/train.py ...`"
         )
     shell = Shell.of(module)
     _cut(run, module, ranks)
@@ -35,7 +35,7 @@ def shard_stage(run: Run, module: nn.Module, reference: Reference | None) -> She
     elif isinstance(reference, Following | AdapterOff):
         reference.shard_like(module)
     own, everything = local_size(module)
-    run.say([f"train.sharding full: {everything:,} parameters over {ranks} ranks, {own:,} on this one"])
+    run.say([f"train.fsdp: {everything:,} parameters over {ranks} ranks, {own:,} on this one"])
     return shell
 
 
