@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -148,7 +149,8 @@ class Precomputed(Identified):
         """Writes the column aside and renames it: a file with the final name is always whole."""
         cache_dir.mkdir(parents=True, exist_ok=True)
         path = _path(cache_dir, self.fingerprint)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        # Another process of a sweep may write the same column now, perhaps on another machine: whoever is last has it.
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         tensors = {
             "rows": torch.frombuffer(bytearray(json.dumps(list(self.columns)).encode()), dtype=torch.uint8),
             "lengths": torch.tensor([len(vector) for vector in self.columns.values()], dtype=torch.int64),

@@ -87,7 +87,8 @@ class DPO(Pairs):
 
     def _texts(self) -> Iterator[TokenBatch]:
         size = self.run.config.train.per_device_eval_batch_size
-        everything = [*self.samples, *self.held_out]
+        # Texts of about the same length share a batch: less padding, and no value depends on it.
+        everything = sorted([*self.samples, *self.held_out], key=_longest)
         for j in range(0, len(everything), size):
             yield self.collate(everything[j : j + size]).tokens
 
@@ -174,3 +175,7 @@ class DPO(Pairs):
     def finish(self, step: int) -> dict[str, Any]:
         """Held-out pairs and sampled answers."""
         return {**super().finish(step), **self.sampled.after(step)}
+
+
+def _longest(sample: tokenise.PairSample) -> int:
+    return max(len(sample.chosen.ids), len(sample.rejected.ids))
