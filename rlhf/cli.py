@@ -25,7 +25,7 @@ STAGE_HELP = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    from rlhf import config_cli
+    from rlhf import config_cli, plan_cli
     from rlhf.launch import add_run_arguments
 
     parser = Parser(prog="rlhf", description="Tuning in which every reward can be accounted for.")
@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("run", help="a pipeline: a chain of stages, outputs feeding inputs")
     sub.add_argument("pipeline", metavar="PIPELINE.yaml")
     add_run_arguments(sub)
+    plan_cli.add_parser(commands)
     config_cli.add_parser(commands)
     sub = commands.add_parser("env", help="versions, threads and devices")
     sub.add_argument("--json", action="store_true")
@@ -60,6 +61,10 @@ def _dispatch(args: argparse.Namespace, rest: list[str], parser: argparse.Argume
         from rlhf import config_cli
 
         return config_cli.run(args, rest)
+    if args.command == "plan":
+        from rlhf import plan_cli
+
+        return plan_cli.run(args, rest)
     if args.command == "env":
         from rlhf import environment
 

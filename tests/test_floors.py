@@ -29,6 +29,8 @@ FLOORS = {
     "rlhf.launch": 7,
     "rlhf.pipeline": 7,
     "rlhf.config_cli": 7,
+    "rlhf.plan": 7,
+    "rlhf.plan_cli": 7,
     "rlhf.cli": 7,
 }
 HEAVY = {"torch", "transformers", "datasets", "accelerate", "peft", "trl"}
