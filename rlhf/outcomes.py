@@ -8,23 +8,25 @@ from typing import Any
 from rewards.ledger import Ledger
 
 HIDDEN = ("response_tokens", "truncated")
+ACCURACIES = {"heldout_pairs": "held-out pair accuracy", "heldout_labels": "held-out label accuracy"}
 
 
 def outcome_table(ledger: Ledger, runs: Sequence[str]) -> str:
-    """Held-out figures in the order of the stages, with 95 % intervals; then pair accuracies. Empty without figures."""
+    """Held-out figures in the order of the stages, with 95 % intervals; then accuracies. Empty without figures."""
     columns: list[tuple[str, dict[str, Any]]] = []
-    pairs: list[str] = []
+    newest: dict[str, dict[str, str]] = {suite: {} for suite in ACCURACIES}
     for run in runs:
         for event in ledger.events(run, kind="evaluation"):
             payload = event["payload"]
             name = run.rsplit("/", 1)[-1]
             if payload["suite"] == "heldout_answers" and payload["when"] != "step":
                 columns.append((f"{payload['when']} {name}", payload["metrics"]))
-            elif payload["suite"] == "heldout_pairs":
-                pairs = [line for line in pairs if not line.startswith(f"{name}:")]
-                pairs.append(f"{name}: {_accuracy(payload['metrics']['accuracy'])}")
+            elif payload["suite"] in newest and "accuracy" in payload["metrics"]:
+                newest[payload["suite"]][name] = f"{name}: {_accuracy(payload['metrics']['accuracy'])}"
     lines = _grid(columns) if columns else []
-    return "\n".join([*lines, *(["", "held-out pair accuracy", *pairs] if pairs else [])])
+    for suite, found in newest.items():
+        lines += ["", ACCURACIES[suite], *found.values()] if found else []
+    return "\n".join(lines)
 
 
 def _grid(columns: list[tuple[str, dict[str, Any]]]) -> list[str]:

@@ -22,6 +22,7 @@ CONFIGS = {
     "sft": ("trl", "trainer/sft_config.py", "SFTConfig"),
     "reward": ("trl", "trainer/reward_config.py", "RewardConfig"),
     "dpo": ("trl", "trainer/dpo_config.py", "DPOConfig"),
+    "kto": ("trl", "trainer/kto_config.py", "KTOConfig"),
     "grpo": ("trl", "trainer/grpo_config.py", "GRPOConfig"),
 }
 SHARED = [
@@ -33,7 +34,7 @@ SHARED = [
     ("trl", "scripts/utils.py", "DatasetConfig"),
     ("trl", "scripts/grpo.py", "GRPOScriptArguments"),
 ]
-OTHER_STAGES = [("trl", "trainer/kto_config.py", "KTOConfig"), ("trl", "trainer/rloo_config.py", "RLOOConfig")]
+OTHER_STAGES = [("trl", "trainer/rloo_config.py", "RLOOConfig")]
 
 
 def declared(package: str, file: str, name: str) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def test_every_hint_names_a_key_that_exists() -> None:
 @pytest.mark.parametrize(
     ("stage", "override", "said"),
     [
-        ("sft", "beta=0.1", "`beta` does not apply to sft; it is a key of dpo, grpo"),
+        ("sft", "beta=0.1", "`beta` does not apply to sft; it is a key of dpo, kto, grpo"),
         ("grpo", "label_smoothing=0.1", "`label_smoothing` does not apply to grpo; it is a key of dpo"),
         ("sft", "margin_column=m", "`margin_column` does not apply to sft; it is a key of reward, dpo"),
         ("sft", "mixture=[]", "`mixture` does not apply to sft; it is a key of grpo"),
@@ -304,6 +305,8 @@ TWO = ("attributes=[a, b]",)
         ("grpo", ["kl={estimator: k1}"], "reference.kl", "zero expected gradient"),
         ("grpo", ["beta=1", "kl={estimator: k2, ratio: live}"], "reference.kl", "no divergence's"),
         ("grpo", ["beta=1", "kl={preset: trl_rloo}"], "reference.kl", "noise of unit variance"),
+        ("kto", ["per_device_train_batch_size=1", "world_size=1"], "train.per_device_train_batch_size", "of one row"),
+        ("kto", ["source=none"], "reference.source", "compares with a reference"),
         ("grpo", ["epsilon=0.3"], "train.epsilon", "`num_iterations: 1`"),
         ("grpo", ["epsilon_high=0.3"], "train.epsilon_high", "`num_iterations: 1`"),
         ("grpo", ["train.max_length=100"], "train.max_length", "leaves no prompt"),
@@ -343,6 +346,8 @@ def test_knobs_that_do_not_fit_together_are_refused_by_key(
         ("sft", ["kl_coefficient=0.1", "kl={estimator: full}"]),
         ("sft", ["use_peft=true", "lora_r=8", "kl_coefficient=0.1", "source=adapter_off"]),
         ("dpo", ["source=precomputed", "cache_dir=x", "reference_model=y"]),
+        ("kto", ["source=precomputed", "desirable_weight=1.3"]),
+        ("kto", ["loss_type=apo_zero_unpaired", "per_device_train_batch_size=1"]),
         ("reward", ["rm_regularizer=grm_sft", "rm_regularizer_weight=0.1"]),
     ],
 )
@@ -367,7 +372,13 @@ def test_problems_of_several_sections_are_told_together() -> None:
         ("sft", ["max_steps=10", "num_train_epochs=2"], "train.num_train_epochs: has no effect: max_steps is 10"),
         ("sft", ["save_strategy=no", "save_steps=5"], "train.save_steps: has no effect: save_strategy is `no`"),
         ("sft", ["num_samples=5"], "evaluation.num_samples: has no effect: prompts is null"),
+        ("kto", ["per_device_train_batch_size=1"], "train.per_device_train_batch_size: on one rank: a step of one row"),
         ("sft", ["source=frozen"], "reference.source: has no effect: nothing in this stage asks"),
+        (
+            "sft",
+            ["kl_coefficient=1", "kl={estimator: full, divergence: js}"],
+            "reference.kl: divergence `js` holds at each prefix of the demonstrations",
+        ),
         ("grpo", ["reference_model=x"], "reference.reference_model: has no effect: nothing in this stage asks"),
         ("grpo", ["num_generations=3"], "train.num_generations: 8 sessions a step and rank are no whole groups of 3"),
         (
@@ -390,6 +401,7 @@ def test_what_is_probably_not_meant_is_warned_about(stage: str, overrides: list[
         ("reward", ["rm_regularizer=grm_sft"], False),
         ("reward", ["rm_regularizer=kl_ref"], True),
         ("dpo", [], True),
+        ("kto", [], True),
         ("grpo", [], False),
         ("grpo", ["beta=1"], True),
         ("grpo", ["source=frozen"], True),
@@ -447,7 +459,8 @@ def test_a_file_may_say_its_stage_and_is_refused_by_another(capsys: pytest.Captu
     code, _, err = run(capsys, "config", "show", "--config", str(path))
     assert (code, err) == (
         2,
-        f"error: {path}:1: which stage is this for? Write `stage: sft|reward|dpo|grpo`, or name it in the command\n",
+        f"error: {path}:1: which stage is this for? Write `stage: sft|reward|dpo|kto|grpo`, or name it in the "
+        "command\n",
     )
 
 
@@ -487,12 +500,12 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> list[str]:
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
-        (["show"], "error: which stage? `rlhf config show STAGE`; stages: sft, reward, dpo, grpo"),
-        (["show", "ppo"], "error: `ppo` is no stage; stages: sft, reward, dpo, grpo"),
-        (["schema", "ppo"], "error: `ppo` is no stage; stages: sft, reward, dpo, grpo"),
+        (["show"], "error: which stage? `rlhf config show STAGE`; stages: sft, reward, dpo, kto, grpo"),
+        (["show", "ppo"], "error: `ppo` is no stage; stages: sft, reward, dpo, kto, grpo"),
+        (["schema", "ppo"], "error: `ppo` is no stage; stages: sft, reward, dpo, kto, grpo"),
         (["schema", "sft", "beta=1"], "error: `rlhf config schema` takes a stage and --json, not `beta=1`"),
         (["show", "sft", "--config", "/nowhere.yaml"], "error: /nowhere.yaml: no such file"),
-        (["show", "sft", "beta=1"], "error: command line: `beta` does not apply to sft; it is a key of dpo, grpo"),
+        (["show", "sft", "beta=1"], "error: command line: `beta` does not apply to sft; it is a key of dpo, kto, grpo"),
         (["show", "sft", "reward"], "error: command line: `reward` is no key=value"),
     ],
 )

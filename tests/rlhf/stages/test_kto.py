@@ -261,6 +261,14 @@ def test_the_column_of_the_rows_is_shared_with_apo_zero_and_another_seed(
     assert "12 rows from" in again
 
 
+@pytest.mark.parametrize("keys", [["train.bf16=true"], ["train.gradient_checkpointing=true"]])
+def test_the_baseline_is_0_before_the_first_step_in_every_precision(keys: list[str], tmp_path: Path) -> None:
+    """Policy and reference compute alike, outside of the wrapped model's step too."""
+    assert run("kto", tmp_path / "run", *FAST, *keys, "data.max_rows=12", steps=2) == 0
+    assert stats(tmp_path / "run", "kl_before_bound")[0] == pytest.approx(0.0, abs=1e-5)
+    assert abs(stats(tmp_path / "run", "kl_before_bound")[1]) > 0.01
+
+
 def test_an_adapter_is_trained_against_the_model_under_it(tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="peft is not installed: `pip install rlhf-ledger[peft]`")
     assert run("kto", tmp_path / "run", *FAST, "model.use_peft=true", steps=3) == 0
