@@ -195,5 +195,5 @@ def test_a_differential_that_no_row_has_is_refused_and_rows_that_none_reaches_ar
 @pytest.mark.slow
 def test_a_loss_that_sorts_the_batch_is_refused_on_two_ranks(tmp_path: Path) -> None:
     done = run_ranks("dpo", tmp_path / "run", 2, "train.loss_type=aot", steps=1, batch=4)
-    assert done.returncode == 2
-    assert "`aot` sorts all pairs of a step" in done.stderr
+    assert done.returncode != 0  # the launcher's own: a rank that ends with 2 is a failed one to it
+    assert "error: train.loss_type: `aot` sorts all pairs of a step" in done.stderr
