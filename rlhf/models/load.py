@@ -102,7 +102,8 @@ def _load_adapter(folder: Path, section: ModelSection, *, merge: bool) -> nn.Mod
     adapted = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=not merge)
     if not merge:
         return adapted
-    merged = adapted.merge_and_unload()
+    # Under an adapter everything else stood still; what it is merged into may be trained.
+    merged = adapted.merge_and_unload().requires_grad_(True)
     # It equals no folder any more: whoever saves an adapter over it must save it too.
     merged.config._name_or_path = merged.name_or_path = ""
     return merged

@@ -12,7 +12,7 @@ from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch, to_device
 from rlhf.config import ModelSection, ReferenceSection
 from rlhf.config.constraint import FOLLOWING
-from rlhf.models.load import load_policy
+from rlhf.models.load import KEY, load_policy
 from rlhf.models.policy import Policy
 from rlhf.reference.following import Following
 from rlhf.reference.policy import AdapterOff, FrozenCopy, Reference
@@ -66,7 +66,10 @@ def _following(run: Run, section: ReferenceSection, policy: Policy, source: str)
 
 def _other_model(run: Run, name: str) -> Policy:
     section = ModelSection(model_name_or_path=name, dtype=run.config.model.dtype)
-    other, tokenizer = load_policy(section, seed=run.config.train.seed, device=run.accelerator.device)
+    try:
+        other, tokenizer = load_policy(section, seed=run.config.train.seed, device=run.accelerator.device)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace(KEY, "reference.reference_model")) from error
     if tokenizer.get_vocab() != run.tokenizer.get_vocab():
         raise ConfigError(
             f"reference.reference_model {name} has another vocabulary than the policy: "
