@@ -80,8 +80,8 @@ class OnlineReferenceSection(ReferenceSection):
     )
     controller: ControllerKind = Field(
         "fixed",
-        description="adaptive: beta times 1 + kl_gain clip(KL / kl_target - 1, -0.2, 0.2) a batch of rollouts (Ziegler "
-        "et al. 2019); dual: gradient ascent on beta for KL <= kl_target, projected on its bounds. From the value beta",
+        description="Moves beta once a rollout. adaptive: by kl_gain times the relative error, clipped to 0.2 (Ziegler "
+        "et al. 2019); dual: ascent on beta for KL <= kl_target, in its bounds",
     )
     kl_target: float | None = Field(
         None,
