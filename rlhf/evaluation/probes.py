@@ -22,7 +22,7 @@ from rlhf.data.records import Record, Text, plain
 _Z_POWER = 1.959963984540054 + 0.8416212335729143
 """Two-sided 5 % and 80 % power."""
 
-_NEUTRAL = (
+NEUTRAL = (
     "That is the whole of what was asked about here.",
     "The points above stand in the order in which they came up.",
     "Everything that is said here refers to the question as it was put.",
@@ -32,7 +32,7 @@ _NEUTRAL = (
     "The same could be said in more or in fewer words.",
     "What follows from it is left as it is.",
 )
-_REFERENCES = (
+REFERENCES = (
     "(Hartley and Moss, 2016, pp. 41-44)",
     "(see Okafor et al., 2019, table 3)",
     "(Lindqvist, 2011; Barros and Tan, 2018)",
@@ -70,7 +70,7 @@ def _length(prompt: str, answer: str, draw: int) -> str | None:
     """Neutral sentences after the answer, until it has half as many words again, at least two sentences."""
     wanted, added = math.ceil(len(answer.split()) / 2), list[str]()
     while len(added) < 2 or (sum(len(s.split()) for s in added) < wanted and len(added) < 40):
-        added.append(_NEUTRAL[(draw + len(added)) % len(_NEUTRAL)])
+        added.append(NEUTRAL[(draw + len(added)) % len(NEUTRAL)])
     return f"{answer.rstrip()} {' '.join(added)}"
 
 
@@ -95,7 +95,7 @@ def _hedging(prompt: str, answer: str, draw: int) -> str | None:
 
 def _citations(prompt: str, answer: str, draw: int) -> str | None:
     """References to works that do not exist after the answer."""
-    chosen = [_REFERENCES[(draw + i) % len(_REFERENCES)] for i in range(2)]
+    chosen = [REFERENCES[(draw + i) % len(REFERENCES)] for i in range(2)]
     return f"{answer.rstrip()} {' '.join(chosen)}"
 
 

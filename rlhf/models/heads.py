@@ -67,13 +67,13 @@ class RewardModel(Policy):
             language_head.requires_grad_(not own and language_head.weight.requires_grad)
         hidden, std = self.config.get_text_config().hidden_size, getattr(self.config, "initializer_range", None)
         dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
-        # One dimension: like a bias or a norm, the head is no matrix that weight decay should shrink.
+        # One dimension each: like biases and norms, heads and thresholds are nothing that weight decay should shrink.
         weight = torch.empty(self.spec.members * self.spec.outputs * hidden, dtype=dtype)
         weight.normal_(0.0, 0.02 if std is None else std, generator=torch.Generator().manual_seed(seed))
         self.head_weight = nn.Parameter(weight.to(self.device))
         self.raw_thresholds: nn.Parameter | None = None
         if self.spec.thresholds:
-            self.raw_thresholds = nn.Parameter(self._even_thresholds(dtype))
+            self.raw_thresholds = nn.Parameter(self._even_thresholds(dtype).flatten())
         self.register_buffer("offset", torch.zeros((), dtype=torch.float64, device=self.device))
         self.offset: Tensor
         self.register_buffer("fitted", torch.zeros(4, dtype=torch.float64, device=self.device))
@@ -102,7 +102,7 @@ class RewardModel(Policy):
 
     def _heads(self, states_XH: Tensor) -> Tensor:
         # Products and a sum, not a linear layer: autocast would round a linear layer's result to bfloat16.
-        weight_KAH = self.head_weight.view(self.spec.members, self.spec.outputs, -1)
+        weight_KAH = self._apart(self.head_weight)
         return (states_XH.to(weight_KAH.dtype)[:, None, None] * weight_KAH).sum(dim=-1)
 
     def score(self, heads: Tensor, thresholds_KAC: Tensor | None, mask_BT: Tensor) -> Tensor:
@@ -113,18 +113,22 @@ class RewardModel(Policy):
 
     def thresholds(self) -> Tensor | None:
         """An ordinal head's ascending thresholds. Shapes: thresholds_KAC."""
-        return None if self.raw_thresholds is None else ordered(self.raw_thresholds)
+        return None if self.raw_thresholds is None else ordered(self._apart(self.raw_thresholds))
+
+    def _apart(self, raw: Tensor) -> Tensor:
+        return raw.view(self.spec.members, self.spec.outputs, -1)
 
     def whole_thresholds(self) -> Tensor:
         """The thresholds outside a pass, without gradient; where they are cut over ranks, every rank must ask."""
         assert self.raw_thresholds is not None
-        return ordered(full(self.raw_thresholds.detach()))
+        return ordered(self._apart(full(self.raw_thresholds.detach())))
 
     def set_thresholds(self, thresholds_AC: Tensor) -> None:
         """Where the thresholds of every member start. Raises: ValueError when they do not ascend."""
         assert self.raw_thresholds is not None
         with torch.no_grad():
-            self.raw_thresholds.copy_(unordered(thresholds_AC).to(self.raw_thresholds).expand_as(self.raw_thresholds))
+            raw_AC = unordered(thresholds_AC).to(self.raw_thresholds)
+            self.raw_thresholds.copy_(raw_AC.repeat(self.spec.members, 1, 1).flatten())
 
     def _even_thresholds(self, dtype: torch.dtype) -> Tensor:
         count = self.spec.thresholds
@@ -175,10 +179,10 @@ class RewardModel(Policy):
         """
         super().save(folder, tokenizer)
         folder = Path(folder)
-        weight_KAH = self.head_weight.detach().cpu().view(self.spec.members, self.spec.outputs, -1)
+        weight_KAH = self._apart(self.head_weight.detach().cpu())
         tensors = {"weight": weight_KAH.contiguous(), "offset": self.offset.detach().cpu()}
         if self.raw_thresholds is not None:
-            tensors["raw_thresholds"] = self.raw_thresholds.detach().cpu().contiguous()
+            tensors["raw_thresholds"] = self._apart(self.raw_thresholds.detach().cpu()).contiguous()
         save_file(tensors, folder / HEAD_WEIGHTS)
         described = {
             "format": _FORMAT,
@@ -208,7 +212,7 @@ class RewardModel(Policy):
             self.head_weight.copy_(head["weight"].flatten())
             self.offset.copy_(head["offset"])
             if self.raw_thresholds is not None:
-                self.raw_thresholds.copy_(head["raw_thresholds"])
+                self.raw_thresholds.copy_(head["raw_thresholds"].flatten())
         self.set_temperature(described.get("temperature"))
 
 

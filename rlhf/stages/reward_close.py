@@ -17,6 +17,7 @@ from rewards.scorers import scorer_id
 from rlhf.config import RewardConfig
 from rlhf.data.records import Record, plain, prompt_of
 from rlhf.data.tokenise import Tokens
+from rlhf.evaluation.answers import sample_seed
 from rlhf.evaluation.calibration import calibrate
 from rlhf.evaluation.probes import PROBES, Attempt, attempts, figures
 from rlhf.models.heads import RewardModel
@@ -150,11 +151,17 @@ class Closing:
 
 
 def as_answers(records: Sequence[Record]) -> list[Record]:
-    """Held-out rows as prompts with completions; of a pair the chosen text."""
-    return [
-        replace(r, kind="demonstration", completion=r.chosen, chosen=None, rejected=None) if r.kind == "pair" else r
-        for r in records
-    ]
+    """Held-out rows as prompts with completions; of a pair one side, which one being the row's own draw.
+
+    An exploit pays most where it lifts an answer that is not the better one; one side only keeps texts independent.
+    """
+    found = []
+    for record in records:
+        if record.kind == "pair":
+            side = record.chosen if sample_seed(0, "probed side", record.row_id) % 2 else record.rejected
+            record = replace(record, kind="demonstration", completion=side, chosen=None, rejected=None)
+        found.append(record)
+    return found
 
 
 def draw_reliability(found: dict[str, Any], path: Path) -> None:

@@ -1,6 +1,7 @@
 """The end of a reward model: probes and calibration on record, its identity, and what its score is elsewhere."""
 
 import json
+import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from rewards.errors import ConfigError
 from rlhf.data.records import Record
 from rlhf.data.tokenise import prepare_pairs
-from rlhf.evaluation.probes import PROBES
+from rlhf.evaluation.probes import NEUTRAL, PROBES
 from rlhf.models.load import load_reward_model
 from rlhf.stages.model_reward import model_rewards
 from tests.rlhf.stages.reward_rows import rated, responses, sums, write
@@ -177,3 +178,38 @@ def test_a_conversation_is_scored_on_the_tokens_that_pairs_are_trained_on(tmp_pa
     assert asked == pytest.approx([trained], abs=1e-6)
     probed = [row for row in live_view(tmp_path / "run", "reward") if row["arm"] == "probe mirroring"]
     assert probed and all("You ask about this: Say" in row["response"] for row in probed)
+
+
+def planted(path: Path, by: str) -> list[str]:
+    """Pairs in which the better text is the longer one, or of two equally long texts the one with a word in it."""
+    draw = random.Random(5)
+    words = " ".join(NEUTRAL).split()
+    rows = []
+    for i in range(240):
+        short = draw.choices(words, k=draw.randint(4, 20))
+        if by == "length":
+            better, worse = [*short, *draw.choices(words, k=draw.randint(6, 24))], short
+        else:
+            place = draw.randrange(len(short))
+            better, worse = [*short[:place], "amber", *short[place + 1 :]], short
+            pad = draw.choices(words, k=draw.randint(0, 24))  # length says nothing: both sides have any
+            better, worse = [*better, *pad], [*worse, *pad]
+        rows.append({"prompt": f"Words {i}?", "chosen": " ".join(better), "rejected": " ".join(worse)})
+    return write(path, rows)
+
+
+@pytest.mark.slow
+def test_a_model_that_learned_to_like_length_is_found_and_one_that_learned_a_word_is_not_paid_by_length(
+    tmp_path: Path,
+) -> None:
+    found = {}
+    for by in ("length", "word"):
+        keys = [*planted(tmp_path / f"{by}.jsonl", by), HELD[0], "train.max_length=700"]
+        keys += ["train.learning_rate=3e-3", "evaluation.probes=[length]"]
+        assert run("reward", tmp_path / by, *keys, steps=120, batch=16) == 0
+        outcome = summary(tmp_path / by)["outcome"]
+        found[by] = (outcome["held_out_pairs"]["accuracy"]["value"], outcome["probes"])
+    assert found["length"][0] > 0.9 and found["word"][0] > 0.9
+    assert found["length"][1]["length_shift"]["found"] and found["length"][1]["length_wins"]["low"] > 0.8
+    word = found["word"][1]["length_shift"]
+    assert not word["found"] and abs(word["value"]) < 0.1

@@ -9,7 +9,7 @@ import pytest
 from rlhf.models.load import load_reward_model
 from tests.rlhf.stages.reward_rows import rated, responses, sums, write
 from tests.rlhf.stages.test_invariance import largest_difference
-from tests.rlhf.stages.tiny_runs import live_events, live_view, run, summary
+from tests.rlhf.stages.tiny_runs import live_events, live_view, run, run_ranks, summary
 
 HELD = "data.holdout_fraction=0.3"
 REGRESSION = ["train.loss_type=regression", "train.score_scale=[1, 5]"]
@@ -251,3 +251,20 @@ def test_every_response_is_a_row_and_prompts_stay_on_one_side(tmp_path: Path) ->
     assert figures["pair_accuracy"]["n"] <= 24
     config = json.loads((tmp_path / "run" / "model" / "value_head.json").read_text())
     assert config["scale"] == [1.0, 5.0] and config["attributes"] == ["score"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ordinal", "process"])
+def test_two_ranks_give_the_model_and_the_figures_of_one(kind: str, tmp_path: Path) -> None:
+    keys = [*keys_of(kind, tmp_path), HELD, "train.ensemble_size=2", "model.dtype=float64", "train.learning_rate=1e-3"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run("reward", one, *keys, steps=3, batch=8) == 0
+    done = run_ranks("reward", two, 2, *keys, steps=3, batch=4)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert largest_difference(one, two) < 1e-9
+    a, b = (summary(folder)["outcome"] for folder in (one, two))
+    assert a["probes"].keys() == b["probes"].keys()
+    for name, figure in a["probes"].items():
+        assert figure["value"] == pytest.approx(b["probes"][name]["value"], abs=1e-6)
+    ours, theirs = (len(live_view(folder, "reward")) for folder in (one, two))
+    assert ours == theirs
