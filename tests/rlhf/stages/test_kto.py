@@ -25,6 +25,12 @@ from tests.rlhf.stages.tiny_runs import (
 FAST = ["train.learning_rate=1e-2", "train.beta=0.3"]
 EXACT = [*FAST, "model.dtype=float64", "train.desirable_weight=1.3"]
 GAIN = "reward.differentials=[{category: format, differential: 0.7}]"
+SOURCES = {
+    "frozen": ["reference.source=frozen"],
+    "precomputed": ["reference.source=precomputed"],
+    "ema": ["reference.source=ema"],
+    "synced": ["reference.source=synced", "reference.ref_model_sync_steps=2"],
+}
 
 
 def stats(folder: Path, name: str) -> list[float]:
@@ -80,6 +86,17 @@ def test_two_ranks_give_the_baseline_and_parameters_of_one_in_float64(tmp_path: 
     assert ends[0]["kl_nats"]["value"] == pytest.approx(ends[1]["kl_nats"]["value"], abs=1e-9)
     ledger = ledger_of(two)
     assert {row["writer"] for row in ledger.sessions("kto").to_pylist()} == {0, 1} and ledger.verify().ok
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["frozen", "synced"])
+def test_two_sharded_ranks_give_the_baseline_and_parameters_of_one_in_float64(source: str, tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run("kto", one, *EXACT, *SOURCES[source], steps=4, batch=8) == 0
+    done = run_ranks("kto", two, 2, *EXACT, *SOURCES[source], "train.fsdp=true", steps=4, batch=4)
+    assert done.returncode == 0, done.stderr
+    assert stats(one, "kl") == pytest.approx(stats(two, "kl"), abs=1e-11)
+    assert largest_difference(one, two) < 1e-9
 
 
 def by_hand(model: Any, tokenizer: Any, prompt: str, completion: str) -> float:
@@ -214,9 +231,9 @@ def test_held_out_accuracy_carries_its_interval_and_the_share_of_labels(tmp_path
 # --- the reference, and resumption -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", ["frozen", "precomputed"])
+@pytest.mark.parametrize("source", SOURCES)
 def test_a_resumed_run_equals_the_uninterrupted_one(source: str, tmp_path: Path) -> None:
-    keys = [*FAST, "train.save_steps=2", "train.lr_scheduler_type=constant", f"reference.source={source}"]
+    keys = [*FAST, "train.save_steps=2", "train.lr_scheduler_type=constant", *SOURCES[source]]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert run("kto", whole, *keys, steps=6) == 0
     assert run("kto", stopped, *keys, steps=2) == 0
