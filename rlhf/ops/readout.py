@@ -134,7 +134,7 @@ class _Read(torch.autograd.Function):
 
 def _blocks(states_XH: Tensor, ids_X: Tensor, vocabulary: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     rows = max(1, BLOCK // vocabulary)
-    return states_XH.split(rows), ids_X.split(rows)
+    return torch.split(states_XH, rows), torch.split(ids_X, rows)
 
 
 def _scaled(logits_XV: Tensor, temperature: float) -> Tensor:

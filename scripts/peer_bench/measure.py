@@ -121,7 +121,7 @@ def child(role: str, spec: dict[str, Any], name: str) -> dict[str, Any]:
         "TRANSFORMERS_VERBOSITY": "error",
         "TQDM_DISABLE": "1",
         "HF_DATASETS_CACHE": str(folder / "datasets"),
-        "PYTHONPATH": os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent)]),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH")])),
     }
     busy, own, began = busy_seconds(), children_seconds(), time.perf_counter()
     done = subprocess.run(

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from rewards.cli import main as rewards_main
+from rlhf.models import layout
 from tests.rlhf.stages.tiny_runs import (
     ROOT,
     arguments,
@@ -45,13 +46,31 @@ def largest_difference(a: Path, b: Path) -> float:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_one_batch_of_8_and_8_of_1_give_the_same_parameters_in_float64(stage: str, tmp_path: Path) -> None:
+def test_one_batch_of_8_and_8_of_1_give_the_same_parameters_in_float64(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Cut into single completions a prompt is read once for each. That is the same but for the model's norms, which
+    # transformers computes in float32 whatever the model's type, also backward: see the next test.
+    monkeypatch.setattr(layout, "LEAST_SHARED", 10**9)
     keys = [*GAIN[stage], "model.dtype=float64", "train.learning_rate=1e-3"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run(stage, whole, *keys, steps=3, batch=8) == 0
     assert run(stage, cut, *keys, "train.gradient_accumulation_steps=8", steps=3, batch=1) == 0
     assert losses(whole, stage) == pytest.approx(losses(cut, stage), abs=1e-12)
     assert largest_difference(whole, cut) < 1e-9
+
+
+def test_a_prompt_read_once_or_for_each_completion_differs_by_the_rounding_of_norms_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = ["model.dtype=float64", "train.learning_rate=1e-3"]
+    once, each = tmp_path / "once", tmp_path / "each"
+    monkeypatch.setattr(layout, "LEAST_SHARED", 1)
+    assert run("grpo", once, *keys, steps=3, batch=8) == 0
+    monkeypatch.setattr(layout, "LEAST_SHARED", 10**9)
+    assert run("grpo", each, *keys, steps=3, batch=8) == 0
+    assert losses(once, "grpo") == pytest.approx(losses(each, "grpo"), abs=1e-9)
+    assert 0 < largest_difference(once, each) < 1e-6
 
 
 @pytest.mark.parametrize("stage", STAGES)
