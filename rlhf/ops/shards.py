@@ -13,7 +13,7 @@ def full(tensor: Tensor) -> Tensor:
 
 def own_part(tensor: Tensor) -> Tensor:
     """This rank's part, in the memory of the tensor and without gradient; all of it where it is not cut."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    return tensor.to_local().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
 def cut_like(tensor: Tensor, parameter: Tensor) -> Tensor:

@@ -69,7 +69,10 @@ class Run:
 
 
 class StageWork(Work, Protocol):
-    """What a stage adds to the loop's contract. step_now: the step that is under way, 0 before the first."""
+    """What a stage adds to the loop's contract. step_now: the step that is under way, 0 before the first.
+
+    A stage that compares with a reference keeps it as `reference`: there it is saved, restored, and told of each step.
+    """
 
     module: Policy
     total_steps: int

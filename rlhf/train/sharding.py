@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from rewards.errors import ConfigError
 from rlhf.ops.shards import cut_like, full, own_part
 
 
@@ -53,8 +54,16 @@ class Shell:
 def shard(module: nn.Module, device_type: str, ranks: int) -> None:
     """Cuts every transformer layer and what is left of `module` over the ranks; `module` is what passes go through.
 
-    Raises: RuntimeError when a parameter is whole afterwards.
+    Raises: ConfigError when trained parameters differ in type; RuntimeError when one is whole afterwards.
     """
+    dtypes = {p.dtype: name for name, p in module.named_parameters() if p.requires_grad}
+    if len(dtypes) > 1:
+        # Gradients of a layer are summed over the ranks in one buffer.
+        shown = " and ".join(f"{name} in {str(dtype).removeprefix('torch.')}" for dtype, name in dtypes.items())
+        raise ConfigError(
+            f"train.fsdp needs trained parameters of one type, here are {shown}: use model.dtype=float32, and "
+            "train.bf16=true to compute in bfloat16"
+        )
     mesh = init_device_mesh(device_type, (ranks,))
     for layer in _layers(module):
         fully_shard(layer, mesh=mesh, reshard_after_forward=True)

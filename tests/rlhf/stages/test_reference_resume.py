@@ -24,12 +24,13 @@ SOURCES = {
 }
 ONLINE = ("ema", "synced", "lora ema")
 ALL = [("dpo", name) for name in SOURCES] + [("grpo", name) for name in ONLINE]
-ALL += [("sft", "ema"), ("sft", "lora synced"), ("reward", "ema")]
+ALL += [("kto", "ema"), ("kto", "precomputed"), ("sft", "ema"), ("sft", "lora synced"), ("reward", "ema")]
 QUICK = [("dpo", "synced"), ("dpo", "lora ema"), ("grpo", "ema")]
 CASES = [pytest.param(*case, marks=() if case in QUICK else pytest.mark.slow) for case in ALL]
 EXTRA = {
     "dpo": ["data.holdout_fraction=0.2", "train.eval_strategy=steps", "train.eval_steps=2"],
     "grpo": ["train.num_iterations=2"],
+    "kto": [],
     "sft": ["reference.kl_coefficient=0.5"],
     "reward": ["train.rm_regularizer=kl_ref"],
 }
