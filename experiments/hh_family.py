@@ -1,10 +1,10 @@
-"""Six objectives from one start on human preference pairs: what each gains in held-out pairs and pays in KL and variety.
+"""Six objectives from one start on human preference pairs: what each gains in held-out pairs and what it costs.
 
     python experiments/hh_family.py --data pairs.jsonl.gz --out runs/hh_family [--seeds 3] [--jobs 1] [--size small]
 
-One split by prompt, one start (language modelling on the training conversations), then SFT, reward model, DPO, IPO, KTO
-and SimPO from it, `--seeds` seeds each, every run the command that a user would type. Prints a Markdown table and writes
-`table.json`. The start is the reference throughout. Nothing is tuned by the held-out pairs.
+One split by prompt, one start (language modelling on the training conversations), then SFT, reward model, DPO, IPO,
+KTO and SimPO from it, `--seeds` seeds each, every run the command that a user would type. Prints a Markdown table and
+writes `table.json`. The start is the reference throughout. Nothing is tuned by the held-out pairs.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ def _answers(policy: Any, start: Any, tokenizer: Any, records: list[Any], device
 
 
 def summary(out: Path, seeds: int) -> dict[str, Any]:
-    """Figures of each method: means over seeds, intervals by a bootstrap over pairs or prompts, the seeds' own range."""
+    """Figures of each method: means over seeds, intervals by a bootstrap over pairs or prompts, and each seed's own."""
     table: dict[str, Any] = {}
     for name in METHODS:
         files = [out / f"{name} {seed}".replace(" ", "_") / "held_out.json" for seed in range(1, seeds + 1)]
@@ -228,10 +228,8 @@ def _vocabulary(runs: list[list[str]]) -> dict[str, Any]:
 
 def markdown(table: dict[str, Any]) -> str:
     """The table for people."""
-    lines = [
-        "| | held-out pairs right | KL to the start, nats an answer | tokens an answer | words in 500 |",
-        "|---|---|---|---|---|",
-    ]
+    heads = ["", "held-out pairs right", "KL to the start, nats an answer", "tokens an answer", "words in 500"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, row in table.items():
         cells = [_cell(row["accuracy"], 3), *(_cell(row.get(key), 2) for key in ("kl_nats", "tokens"))]
         words = row.get("vocabulary")
