@@ -29,7 +29,6 @@ ADVICE = {
     "train.gradient_checkpointing=true, train.max_length",
     "temporary": "train.per_device_train_batch_size",
     "caches and distributions of sampling": "train.per_device_train_batch_size, train.max_completion_length",
-    "process": "data.max_rows; most of it is the libraries",
 }
 
 
@@ -104,7 +103,7 @@ def _print(plan: Any, budget: float | None) -> None:
         print(f"  {'budget':38}{_shown(budget):>10}  {'fits' if fits else 'DOES NOT FIT'}")
         print(f"  largest per_device_train_batch_size that fits: {plan.largest_batch or 'none, not even 1'}")
         if not fits:
-            first = max((name for name in terms if name != "process"), key=lambda name: terms[name])
+            first = max((name for name in terms if name in ADVICE), key=lambda name: terms[name])
             print(f"  lower first: {first}: {ADVICE[first]}")
     print(f"  its largest micro-batch: {size.texts} texts, {size.whole:,} tokens ({size.tokens:,} computed)")
     for line in plan.assumptions:

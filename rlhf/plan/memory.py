@@ -16,6 +16,9 @@ from rlhf.plan.trial import Trial
 Vector = NDArray[np.float64]
 
 
+PASSING = ("activations", "temporary", "caches and distributions of sampling")
+
+
 @dataclass(frozen=True)
 class Moment:
     """What is there at one point of a step. Units: bytes; terms by name."""
@@ -27,6 +30,11 @@ class Moment:
     def total(self) -> float:
         """Of all terms."""
         return sum(self.terms.values())
+
+    def holding(self, share: float) -> Moment:
+        """With what the allocator holds on to beside what a step allocates anew."""
+        held = share * sum(value for name, value in self.terms.items() if name in PASSING)
+        return Moment(self.name, {**self.terms, "held by the allocator": held})
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class Model:
     sampling: Line | None
     misfit: float
 
-    def peak(self, size: Size, *, process: float, accumulated: bool, sampled: Size | None = None) -> Moment:
+    def peak(self, size: Size, process: float, *, accumulated: bool, sampled: Size | None = None) -> Moment:
         """The most that a step needs with a micro-batch of this size, and what it consists of.
 
         process: what is there before a model is; accumulated: gradients of earlier micro-batches are there in the

@@ -1,14 +1,43 @@
-"""What a process holds beside tensors."""
+"""What a process holds beside a stage's tensors, measured in this one."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
 
+from rewards import Ledger
 
-def resident_bytes() -> int:
-    """Resident memory of this process now: interpreter, libraries, rows and tokenizer of a stage are in it."""
+HELD = 0.12
+"""Share of what a step allocates that the C library does not give back in time, measured on glibc at 5 and 30 million
+parameters: a freed block stays where a smaller one has been put behind it."""
+
+
+def process_bytes(folder: Path) -> int:
+    """Resident memory of this process with everything loaded that a run loads, and nothing of a model left.
+
+    To be called after a stage has been tried: interpreter, libraries, their buffers, rows and tokenizer are in it.
+    """
+    with Ledger.open(folder, create=True) as ledger:
+        with ledger.writer("plan") as writer:
+            writer.event("stopped", {"reason": "nothing was run", "exit_code": 0, "rows": []}, step=0)
+        ledger.seal()
+    gc.collect()
+    _give_back()
+    return _resident()
+
+
+def _give_back() -> None:
+    """Freed memory back to the system, where the C library can be asked for it."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
+def _resident() -> int:
     status = Path("/proc/self/status")
     if status.exists():
         for line in status.read_text().splitlines():

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rewards.config import Loaded
+from rewards.config import Loaded, RewardFunction
 from rlhf.config import ModelSection
 from rlhf.data.records import Record
 from rlhf.plan import shallow
 from rlhf.plan.memory import Model, Moment, fit, largest
-from rlhf.plan.process import resident_bytes
+from rlhf.plan.process import HELD, process_bytes
 from rlhf.plan.sizes import Size, completions, micro_batches, size_of
 from rlhf.plan.trial import Trial, open_work, run_trial, with_values
 from rlhf.stages.inputs import Inputs, read_inputs
@@ -58,11 +58,15 @@ class StagePlan:
 
 @dataclass
 class _Sizes:
-    """Sizes of batches of any number of rows; `sampled`: of what is sampled before such a batch."""
+    """Sizes of batches of any number of rows, of which there are `rows`.
+
+    sampled: of what is sampled before such a batch; known: the rows that a trial may take, each with its size.
+    """
 
     rows: int
-    at: Any
-    sampled: Any = None
+    at: Callable[[int], list[Size]]
+    sampled: Callable[[int], Size] | None = None
+    known: list[tuple[Size, Record]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -89,18 +93,22 @@ def plan_stage(planned: Planned, budget: float | None) -> StagePlan:
             depth: _own_adapter(shallow.make(planned.start, depth, start.texts, 1, folder / f"{depth}"), config.model)
             for depth in (low, high)
         }
-        loaded = _inside(planned.stage, loaded, folder)
+        loaded = _inside(loaded, folder)
         sizes = _sizes(planned.stage, _on(loaded, sections[low]), inputs, folder)
-        process = resident_bytes() if config.train.use_cpu or not torch.cuda.is_available() else 0
         trials = {
-            depth: _trials(planned.stage, _on(loaded, sections[depth]), inputs, depth, folder) for depth in (low, high)
+            depth: _trials(planned.stage, _on(loaded, sections[depth]), inputs, sizes, depth, folder)
+            for depth in (low, high)
         }
         vocabulary = _vocabulary(sections[low])
+        on_gpu = torch.cuda.is_available() and not config.train.use_cpu
+        process = 0 if on_gpu else process_bytes(folder / "ledger")
     model = fit(trials[low], trials[high], (low, high, layers), vocabulary)
-    return _told(planned, model, sizes, process, budget)
+    return _told(planned, model, sizes, process, 0.0 if on_gpu else HELD, budget)
 
 
-def _told(planned: Planned, model: Model, sizes: _Sizes, process: float, budget: float | None) -> StagePlan:
+def _told(
+    planned: Planned, model: Model, sizes: _Sizes, process: float, held: float, budget: float | None
+) -> StagePlan:
     train = planned.loaded.config.train
     process += len(planned.stand_ins) * model.weights
 
@@ -108,7 +116,7 @@ def _told(planned: Planned, model: Model, sizes: _Sizes, process: float, budget:
         accumulated = train.gradient_accumulation_steps > 1
         sampled = None if sizes.sampled is None else sizes.sampled(batch)
         found = [
-            (model.peak(size, process=process, accumulated=accumulated, sampled=sampled), size)
+            (model.peak(size, process, accumulated=accumulated, sampled=sampled).holding(held), size)
             for size in set(sizes.at(batch))
         ]
         return max(found, key=lambda pair: pair[0].total)
@@ -149,7 +157,7 @@ def _on(loaded: Loaded[Any], section: ModelSection) -> Loaded[Any]:
     return replace(loaded, config=loaded.config.model_copy(update={"model": section}))
 
 
-def _inside(stage: str, loaded: Loaded[Any], folder: Path) -> Loaded[Any]:
+def _inside(loaded: Loaded[Any], folder: Path) -> Loaded[Any]:
     """With nothing written outside the folder."""
     changes: dict[str, dict[str, Any]] = {"train": {"output_dir": str(folder / "run")}}
     if loaded.config.reference.source == "precomputed":
@@ -183,7 +191,8 @@ def _sizes(stage: str, loaded: Loaded[Any], inputs: Inputs, folder: Path) -> _Si
     notes.append(
         f"batches as the run takes them from {len(rows):,} rows, the longest of {max(r.width for r in rows)} tokens"
     )
-    return _Sizes(max(1, len(rows)), at, notes=notes)
+    records = [sample.record for sample in work.samples]
+    return _Sizes(len(rows), at, known=list(zip(rows, records, strict=True)), notes=notes)
 
 
 def _sampled_sizes(work: Any, loaded: Loaded[Any], notes: list[str]) -> _Sizes:
@@ -199,48 +208,57 @@ def _sampled_sizes(work: Any, loaded: Loaded[Any], notes: list[str]) -> _Sizes:
         f"prompts of {prompt} tokens, the longest there is; answers of {length} tokens (max_completion_length)"
     )
     rows = len(work.sampler.samples) * group
-    return _Sizes(rows, lambda batch: [completions(prompt, length, batch, group)], sampled, notes)
+    return _Sizes(rows, lambda batch: [completions(prompt, length, batch, group)], sampled, notes=notes)
 
 
-def _trials(stage: str, loaded: Loaded[Any], inputs: Inputs, layers: int, folder: Path) -> list[Trial]:
+def _trials(stage: str, loaded: Loaded[Any], inputs: Inputs, sizes: _Sizes, layers: int, folder: Path) -> list[Trial]:
     """Steps of different sizes."""
     found = []
-    for number, (values, rows) in enumerate(_points(stage, loaded, inputs)):
-        small = with_values(loaded, {"train": {"gradient_accumulation_steps": 1, "max_steps": 4, **values}})
+    points = _rollouts(loaded, inputs) if sizes.sampled is not None else _rows(sizes)
+    for number, (values, rows) in enumerate(points):
         place = folder / f"trial-{layers}-{number}"
-        small = _inside(stage, small, place)
+        small = with_values(loaded, {"train": {"gradient_accumulation_steps": 1, "max_steps": 4, **values}})
+        small = _inside(_without_judges(small), place)
         found.append(run_trial(stage, small, replace(inputs, train=rows), layers, place))
     return found
 
 
-def _points(stage: str, loaded: Loaded[Any], inputs: Inputs) -> list[tuple[dict[str, Any], list[Record]]]:
-    """Settings and rows of trials: short, long, few and several, so that what a batch holds can be told apart."""
-    train = loaded.config.train
-    if hasattr(train, "num_generations"):
-        group = train.num_generations
-        lengths = sorted({min(train.max_completion_length, length) for length in (4, 16, 40)})
-        shapes = [(group, length) for length in lengths] + [(2 * group, lengths[-1]), (4 * group, lengths[0])]
-        return [
-            (
-                {
-                    "per_device_train_batch_size": rows,
-                    "max_completion_length": length,
-                    "max_length": None,
-                    "max_sessions": None,
-                },
-                inputs.train,
-            )
-            for rows, length in shapes
-        ]
-    ordered = sorted(inputs.train, key=_characters)
-    few = [record for record in ordered if _characters(record) < 4 * TRIAL_TOKENS] or ordered[:1]
+Point = tuple[dict[str, Any], list[Record]]
+
+
+def _rows(sizes: _Sizes) -> list[Point]:
+    """Short, long, few and several rows, so that what a batch holds can be told apart."""
+    ordered = sorted(sizes.known, key=lambda pair: pair[0].tokens)
+    few = [record for size, record in ordered if size.tokens <= TRIAL_TOKENS] or [ordered[0][1]]
     last = len(few) - 1
     chosen = [[0], [last // 2], [last], [last // 4, last // 2], [last // 4, last // 2, 3 * last // 4]]
-    points = []
+    points: list[Point] = []
     for places in chosen:
-        rows = _with_both_labels([few[i] for i in sorted(set(places))], ordered)
+        rows = _with_both_labels([few[i] for i in sorted(set(places))], [record for _, record in ordered])
         points.append(({"per_device_train_batch_size": len(rows)}, rows))
     return points
+
+
+def _rollouts(loaded: Loaded[Any], inputs: Inputs) -> list[Point]:
+    """Short, long, few and several answers."""
+    train = loaded.config.train
+    group = train.num_generations
+    lengths = sorted({min(train.max_completion_length, length) for length in (4, 16, 40)})
+    shapes = [(group, length) for length in lengths] + [(2 * group, lengths[-1]), (4 * group, lengths[0])]
+    free = {"max_length": None, "max_sessions": None, "mask_truncated_completions": False}
+    return [
+        ({"per_device_train_batch_size": rows, "max_completion_length": length, **free}, inputs.train)
+        for rows, length in shapes
+    ]
+
+
+def _without_judges(loaded: Loaded[Any]) -> Loaded[Any]:
+    """With every answer scored: what a random model says may have no score. Models that score stay."""
+    entries = getattr(loaded.config.reward, "reward_funcs", None)
+    if entries is None:
+        return loaded
+    kept = [entry if _function(entry).startswith("model:") else _stand_in(entry) for entry in entries]
+    return with_values(loaded, {"reward": {"reward_funcs": kept, "on_error": "null"}})
 
 
 def _with_both_labels(rows: list[Record], others: Sequence[Record]) -> list[Record]:
@@ -249,11 +267,6 @@ def _with_both_labels(rows: list[Record], others: Sequence[Record]) -> list[Reco
         return rows
     missing = {True, False} - {row.label for row in rows}
     return rows + [next(row for row in others if row.label == label and row not in rows) for label in missing]
-
-
-def _characters(record: Record) -> int:
-    texts = (record.prompt, record.completion, record.chosen, record.rejected)
-    return sum(len(str(text)) for text in texts if text is not None)
 
 
 def _vocabulary(section: ModelSection) -> int:
@@ -286,7 +299,7 @@ def follow(stages: Sequence[tuple[str, str, Loaded[Any]]]) -> list[Planned]:
 def _without_missing_models(loaded: Loaded[Any]) -> tuple[Loaded[Any], tuple[str, ...]]:
     """Without reward functions that are models which do not exist yet."""
     entries = getattr(loaded.config.reward, "reward_funcs", [])
-    names = [entry if isinstance(entry, str) else entry.fn for entry in entries]
+    names = [_function(entry) for entry in entries]
     gone = [n for n in names if n.startswith("model:") and not Path(n.removeprefix("model:")).exists()]
     if not gone:
         return loaded, ()
@@ -294,5 +307,12 @@ def _without_missing_models(loaded: Loaded[Any]) -> tuple[Loaded[Any], tuple[str
     return with_values(loaded, {"reward": {"reward_funcs": kept}}), tuple(gone)
 
 
+def _function(entry: Any) -> str:
+    return entry if isinstance(entry, str) else str(entry.fn)
+
+
 def _stand_in(entry: Any) -> Any:
-    return "length" if isinstance(entry, str) else entry.model_copy(update={"fn": "length"})
+    if isinstance(entry, str):
+        return RewardFunction(name=entry, fn="length")
+    name = entry.name or entry.fn.replace(":", ".").rsplit(".", 1)[-1]
+    return entry.model_copy(update={"name": name, "fn": "length", "kwargs": {}})
