@@ -38,7 +38,7 @@ class Layout:
     def of(cls, tokens: TokenBatch, least_shared: int | None = None) -> Layout:
         """The layout of a batch, padded on whichever side. least_shared: instead of LEAST_SHARED."""
         least = LEAST_SHARED if least_shared is None else least_shared
-        real = tokens.attention_BT.cpu().numpy()
+        real, ids = tokens.attention_BT.cpu().numpy(), tokens.ids_BT.cpu().numpy()
         width = real.shape[1]
         places = [np.flatnonzero(row) for row in real]
         lengths = [len(row) for row in places]
@@ -46,7 +46,7 @@ class Layout:
         source, position, take, length = [], [], [], []
         groups, count = [], 0
         for members in _members(tokens):
-            shared = _shared(tokens, members, places, least) if len(members) > 1 else 0
+            shared = _shared(ids, members, places, least) if len(members) > 1 else 0
             rests = []
             for nth, row in enumerate(members):
                 begin = 0 if nth == 0 else shared
@@ -110,11 +110,10 @@ def _members(tokens: TokenBatch) -> list[list[int]]:
     return list(found.values())
 
 
-def _shared(tokens: TokenBatch, rows: list[int], places: list[NDArray[np.int64]], least: int) -> int:
+def _shared(ids: NDArray[np.int64], rows: list[int], places: list[NDArray[np.int64]], least: int) -> int:
     """How many tokens all these rows begin with; each keeps one of its own, and few are as good as none."""
-    ids = tokens.ids_BT[rows].cpu().numpy()
     limit = min(len(places[row]) for row in rows) - 1
-    texts = np.stack([row_ids[places[row][:limit]] for row_ids, row in zip(ids, rows, strict=True)])
+    texts = np.stack([ids[row, places[row][:limit]] for row in rows])
     differ = (texts != texts[0]).any(axis=0)
     shared = int(differ.argmax()) if differ.any() else limit
     return shared if shared >= least else 0
