@@ -8,11 +8,13 @@ does, masks included, so that padded batches and decoding work as before.
 from __future__ import annotations
 
 import sys
+from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout as drop
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -87,8 +89,13 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
     """Causal attention of the last positions of `key`. Shapes: (B, heads, positions, width)."""
     square = query.shape[2] == key.shape[2]
     near = call.window is None or key.shape[2] <= call.window
-    slow = query.device.type == "cpu" and query.dtype in (torch.bfloat16, torch.float16)  # sdpa's kernel is, in half
-    if slow or call.softcap is not None:
+    plain = call.softcap is None and not call.dropout
+    if plain and query.device.type == "cpu" and query.dtype == torch.bfloat16:  # sdpa's kernel is slower in half
+        products: Tensor = _Products.apply(  # type: ignore[no-untyped-call]
+            query, key, value, _bias(query.shape[2], key.shape[2], call.window), call.scaling
+        )
+        return products
+    if call.softcap is not None:
         return _by_hand(query, key, value, _causal(query, key, call.window), call)
     if key.shape[1] != query.shape[1]:
         key, value = (repeat_kv(states, query.shape[1] // key.shape[1]) for states in (key, value))
@@ -99,22 +106,53 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
 
 
 def _by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, call: _Call) -> Tensor:
-    """Attention as two matrix products: with a soft cap, and for half precision on a processor, where it is faster.
-
-    Query heads that share a key are rows of one product.
-    """
-    batch, heads, length, width = query.shape
-    shared = key.shape[1]
-    scaling = width**-0.5 if call.scaling is None else call.scaling
-    rows = (query * scaling).reshape(batch, shared, heads // shared * length, width)
-    scores = (rows @ key.transpose(2, 3)).view(batch, shared, heads // shared, length, key.shape[2])
+    """Attention as two matrix products, for what sdpa does not know: a soft cap. Shapes: as `_attend`."""
+    key, value = (repeat_kv(states, query.shape[1] // key.shape[1]) for states in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if call.scaling is None else call.scaling)
     if call.softcap is not None:
         scores = torch.tanh(scores / call.softcap) * call.softcap
     if mask is not None:
-        scores = scores.masked_fill(~mask.view(-1, 1, 1, *mask.shape[-2:]), torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
-    weights = drop(weights, call.dropout) if call.dropout else weights
-    return (weights.view(batch, shared, heads // shared * length, key.shape[2]) @ value).view(query.shape)
+    return drop(weights, call.dropout) @ value
+
+
+class _Products(torch.autograd.Function):
+    """The attention of one text as matrix products in its own precision; query heads that share a key are one product.
+
+    Keeps the weights for the backward pass, which is what makes it fast and what makes it one text at a time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float | None) -> Tensor:
+        heads, length, width = query.shape[1:]
+        shared = key.shape[1]
+        ctx.scaling, ctx.shape = width**-0.5 if scaling is None else scaling, query.shape
+        rows = query.reshape(shared, heads // shared * length, width)
+        keys, values = key[0].contiguous(), value[0].contiguous()
+        scores = torch.bmm(rows, keys.transpose(1, 2)).mul_(ctx.scaling).view(shared, -1, length, key.shape[2])
+        weights = torch.softmax(scores.add_(bias), dim=-1).view(shared, -1, key.shape[2])
+        ctx.save_for_backward(rows, keys, values, weights)
+        return torch.bmm(weights, values).view(query.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, keys, values, weights = ctx.saved_tensors
+        grad = grad.reshape(rows.shape)
+        slope = torch.bmm(grad, values.transpose(1, 2))
+        slope = torch._softmax_backward_data(slope, weights, -1, slope.dtype).mul_(ctx.scaling)
+        of_query, of_key = torch.bmm(slope, keys).view(ctx.shape), torch.bmm(slope.transpose(1, 2), rows)[None]
+        return of_query, of_key, torch.bmm(weights.transpose(1, 2), grad)[None], None, None
+
+
+@lru_cache(maxsize=32)  # the layers of a model ask for the same texts one after the other
+def _bias(queries: int, keys: int, window: int | None) -> Tensor:
+    """0 where a query may look, -inf elsewhere. Shapes: (queries, keys), the queries being the last positions."""
+    at = torch.arange(keys)
+    behind = at[-queries:, None] - at
+    near = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
+    return torch.zeros(queries, keys, dtype=torch.bfloat16).masked_fill_(~near, -torch.inf)
 
 
 def _causal(query: Tensor, key: Tensor, window: int | None) -> Tensor:

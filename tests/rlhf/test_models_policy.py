@@ -210,12 +210,29 @@ def test_texts_that_are_rows_at_once_and_one_by_one_attend_alike():
     assert policy.shortcuts()[0] > 0
 
 
+def test_attention_in_half_precision_has_the_values_and_gradients_of_sdpa_within_its_digits():
+    generator = torch.Generator().manual_seed(0)
+    for queries, keys, window in ((7, 7, None), (3, 7, None), (7, 7, 3), (3, 7, 2)):
+        leaves = [
+            torch.randn(1, heads, count, 8, generator=generator).bfloat16().requires_grad_()
+            for heads, count in ((4, queries), (2, keys), (2, keys))
+        ]
+        upstream = torch.randn(1, 4, queries, 8, generator=generator).bfloat16()
+        call = flat._Call(0.3, window, None, 0.0)
+        half = flat._attend(*leaves, call)
+        exact = flat._attend(*(leaf.double() for leaf in leaves), call)
+        torch.testing.assert_close(half.double(), exact, rtol=0.02, atol=0.02)
+        found = torch.autograd.grad(half, leaves, upstream)
+        for one, two in zip(found, torch.autograd.grad(exact, leaves, upstream.double()), strict=True):
+            torch.testing.assert_close(one.double(), two.double(), rtol=0.02, atol=0.03)
+
+
 def test_half_precision_on_a_processor_gives_the_values_of_padded_rows_within_its_digits():
     policy = make_policy(dtype=torch.float32).eval()
     tokens = batch(group=[0, 0, 1, 0])
-    exact = policy(tokens).logps_BT
+    exact = policy(tokens).logps_BT.detach()
     with torch.autocast("cpu", torch.bfloat16):
-        half = policy(tokens).logps_BT
+        half = policy(tokens).logps_BT.detach()
     assert half.dtype == torch.float32
     assert 0 < float((half - exact).abs().max()) < 0.05
 
