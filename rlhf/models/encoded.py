@@ -50,6 +50,14 @@ def counted(values: Tensor, tokens: TokenBatch, layout: Layout | None) -> Tensor
     return values.index_select(0, layout.predictors(tokens.mask_BT, tokens.attention_BT))
 
 
+def compute_dtype(module: nn.Module) -> torch.dtype:
+    """The precision in which matrices are multiplied now: autocast's, or that of the module's weights."""
+    weight = next(module.parameters())
+    if torch.is_autocast_enabled(weight.device.type) and weight.dtype == torch.float32:
+        return torch.get_autocast_dtype(weight.device.type)
+    return weight.dtype
+
+
 @dataclass(frozen=True)
 class HeadForm:
     """That logits are scale * (W h + b) with a soft cap, 0 for none."""
@@ -60,10 +68,7 @@ class HeadForm:
     def of(self, core: Any) -> Head:
         """The head as it is now, in the precision of compute."""
         linear = core.get_output_embeddings()
-        device = linear.weight.device.type
-        half = torch.is_autocast_enabled(device) and linear.weight.dtype == torch.float32
-        dtype = torch.get_autocast_dtype(device) if half else linear.weight.dtype
-        return Head(linear.weight, linear.bias, dtype, self.scale, self.softcap)
+        return Head(linear.weight, linear.bias, compute_dtype(linear), self.scale, self.softcap)
 
 
 def head_form(core: Any) -> HeadForm | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout as drop
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -25,6 +25,16 @@ from rlhf.batch import TokenBatch
 from rlhf.models.layout import Layout
 
 NAME = "rlhf_flat"
+
+
+# oneDNN, which multiplies half-precision matrices on a processor, prepares each new shape for about two milliseconds
+# and holds on to it: lengths are rounded up to multiples of this, so that shapes come back.
+STEP = 64
+
+
+def shape_step(device: str, dtype: torch.dtype) -> int:
+    """What the number of rows of a matrix should be a multiple of, where it is free to choose."""
+    return STEP if device == "cpu" and dtype == torch.bfloat16 else 1
 
 
 class _Call(NamedTuple):
@@ -92,7 +102,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
     plain = call.softcap is None and not call.dropout
     if plain and query.device.type == "cpu" and query.dtype == torch.bfloat16:  # sdpa's kernel is slower in half
         products: Tensor = _Products.apply(  # type: ignore[no-untyped-call]
-            query, key, value, _bias(query.shape[2], key.shape[2], call.window), call.scaling
+            query, key, value, _bias(query.shape[2], key.shape[2], call.window, STEP), call.scaling
         )
         return products
     if call.softcap is not None:
@@ -125,34 +135,52 @@ class _Products(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float | None) -> Tensor:
-        heads, length, width = query.shape[1:]
-        shared = key.shape[1]
-        ctx.scaling, ctx.shape = width**-0.5 if scaling is None else scaling, query.shape
-        rows = query.reshape(shared, heads // shared * length, width)
-        keys, values = key[0].contiguous(), value[0].contiguous()
-        scores = torch.bmm(rows, keys.transpose(1, 2)).mul_(ctx.scaling).view(shared, -1, length, key.shape[2])
-        weights = torch.softmax(scores.add_(bias), dim=-1).view(shared, -1, key.shape[2])
+        shared, width = key.shape[1], query.shape[-1]
+        ctx.scaling, ctx.shapes = width**-0.5 if scaling is None else scaling, (query.shape, key.shape)
+        rows = _rows(query, bias.shape[0], shared)
+        keys, values = (_rows(states, bias.shape[1], shared) for states in (key, value))
+        scores = torch.bmm(rows, keys.transpose(1, 2)).mul_(ctx.scaling).view(shared, -1, *bias.shape)
+        weights = torch.softmax(scores.add_(bias), dim=-1).view(shared, -1, bias.shape[1])
         ctx.save_for_backward(rows, keys, values, weights)
-        return torch.bmm(weights, values).view(query.shape)
+        ctx.length = bias.shape[0]
+        return _unpadded(torch.bmm(weights, values), query.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, keys, values, weights = ctx.saved_tensors
-        grad = grad.reshape(rows.shape)
-        slope = torch.bmm(grad, values.transpose(1, 2))
+        of_rows = _rows(grad, ctx.length, keys.shape[0])
+        slope = torch.bmm(of_rows, values.transpose(1, 2))
         slope = torch._softmax_backward_data(slope, weights, -1, slope.dtype).mul_(ctx.scaling)
-        of_query, of_key = torch.bmm(slope, keys).view(ctx.shape), torch.bmm(slope.transpose(1, 2), rows)[None]
-        return of_query, of_key, torch.bmm(weights.transpose(1, 2), grad)[None], None, None
+        of_query = _unpadded(torch.bmm(slope, keys), ctx.shapes[0])
+        of_key = _unpadded(torch.bmm(slope.transpose(1, 2), rows), ctx.shapes[1])
+        return of_query, of_key, _unpadded(torch.bmm(weights.transpose(1, 2), of_rows), ctx.shapes[1]), None, None
+
+
+def _rows(states: Tensor, length: int, shared: int) -> Tensor:
+    """Shapes: (1, heads, positions, width) to (shared heads, rows, width), each head filled up to `length` rows."""
+    return pad(states[0], (0, 0, 0, length - states.shape[2])).reshape(shared, -1, states.shape[3])
+
+
+def _unpadded(rows: Tensor, shape: torch.Size) -> Tensor:
+    """What `_rows` did, undone."""
+    return rows.view(shape[1], -1, shape[3])[None, :, : shape[2]]
 
 
 @lru_cache(maxsize=32)  # the layers of a model ask for the same texts one after the other
-def _bias(queries: int, keys: int, window: int | None) -> Tensor:
-    """0 where a query may look, -inf elsewhere. Shapes: (queries, keys), the queries being the last positions."""
+def _bias(queries: int, keys: int, window: int | None, step: int) -> Tensor:
+    """0 where a query may look, -inf elsewhere; both sides rounded up to multiples of `step`.
+
+    Shapes: (queries, keys), the queries being the last positions. What fills the queries up may look everywhere, which
+    nobody sees; what fills the keys up is seen by none.
+    """
     at = torch.arange(keys)
     behind = at[-queries:, None] - at
     near = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
-    return torch.zeros(queries, keys, dtype=torch.bfloat16).masked_fill_(~near, -torch.inf)
+    bias = torch.zeros(queries + -queries % step, keys + -keys % step, dtype=torch.bfloat16)
+    bias[:queries, :keys].masked_fill_(~near, -torch.inf)
+    bias[:, keys:] = -torch.inf
+    return bias
 
 
 def _causal(query: Tensor, key: Tensor, window: int | None) -> Tensor:

@@ -35,8 +35,11 @@ class Layout:
     groups: tuple[tuple[int, tuple[int, ...]], ...]
 
     @classmethod
-    def of(cls, tokens: TokenBatch, least_shared: int | None = None) -> Layout:
-        """The layout of a batch, padded on whichever side. least_shared: instead of LEAST_SHARED."""
+    def of(cls, tokens: TokenBatch, least_shared: int | None = None, multiple: int = 1) -> Layout:
+        """The layout of a batch, padded on whichever side. least_shared: instead of LEAST_SHARED.
+
+        multiple: the batch's first token is repeated as a text of its own, which nothing reads, until this divides N.
+        """
         least = LEAST_SHARED if least_shared is None else least_shared
         real, ids = tokens.attention_BT.cpu().numpy(), tokens.ids_BT.cpu().numpy()
         width = real.shape[1]
@@ -60,6 +63,13 @@ class Layout:
                 rests.append(lengths[row] - shared)
                 count += len(own)
             groups.append((shared, tuple(rests)))
+        filling = -count % multiple
+        if filling:
+            source.append(np.full(filling, places[0][0]))
+            position.append(np.arange(filling))
+            take.append(np.zeros(filling, dtype=np.int64))
+            length.append(np.full(filling, filling))
+            groups.append((0, (filling,)))
         last = flat[np.arange(len(places)), np.asarray(lengths) - 1]
         device = tokens.ids_BT.device
         joined = [np.concatenate(part) for part in (source, position, take, length)]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch
-from rlhf.models.encoded import Encoded, HeadForm, counted, head_form
+from rlhf.models.encoded import Encoded, HeadForm, compute_dtype, counted, head_form
 from rlhf.models.flat import NAME as FLAT
-from rlhf.models.flat import flat_reach
+from rlhf.models.flat import flat_reach, shape_step
 from rlhf.models.layout import Layout
 from rlhf.ops.logprobs import PolicyOutput, gather_logprobs, position_collision, position_entropy, scatter
 from rlhf.ops.readout import read
@@ -86,7 +86,8 @@ class Policy(nn.Module):
         """One pass of the backbone; with `language`, logits come with it where the head cannot be applied alone."""
         reach, form = self.shortcuts()
         core = self._core()
-        layout = Layout.of(tokens) if int(tokens.attention_BT.sum(1).max()) <= reach else None
+        flat = int(tokens.attention_BT.sum(1).max()) <= reach
+        layout = Layout.of(tokens, multiple=shape_step(self.device.type, compute_dtype(self.model))) if flat else None
         inputs = self._inputs(tokens) if layout is None else layout.inputs(tokens)
         self.input_lengths = _lengths(tokens, layout)
         if form is not None or not language:

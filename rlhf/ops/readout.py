@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
+from torch.nn.functional import linear, pad
 
 from rlhf.ops.logprobs import upcast
 
 # Elements of the logits that are reduced at a time (64 MiB in float32), and bytes of them that backward may find again.
 BLOCK = 1 << 24
 KEEP = 1 << 28
+# Half-precision products on a processor are prepared anew for every new shape: rows are filled up to a multiple.
+STEP = 64
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,15 @@ def read(states_XH: Tensor, head: Head, ids_X: Tensor, temperature: float = 1.0,
     """
     if not temperature > 0:
         raise ValueError(f"temperature {temperature} is not positive")
+    count = len(ids_X)
+    filling = -count % STEP if head.dtype == torch.bfloat16 and states_XH.device.type == "cpu" else 0
+    if filling:  # rows whose values are cut off below: their gradient is 0
+        states_XH, ids_X = pad(states_XH, (0, 0, 0, filling)), pad(ids_X, (0, filling))
     with torch.autocast(states_XH.device.type, enabled=False):
         found = _Read.apply(  # type: ignore[no-untyped-call]
             states_XH, head.weight_VH, head.bias_V, ids_X, head, temperature, spread
         )
-    logps_X, entropy_X, collision_X = found
-    return Readout(logps_X, entropy_X, collision_X)
+    return Readout(*(part if part is None else part[:count] for part in found))
 
 
 class _Read(torch.autograd.Function):
