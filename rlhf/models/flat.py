@@ -75,6 +75,8 @@ _seen: list[int | None] = []
 
 def _by_text(layout: Layout, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
     """Text by text: nothing is padded, and a processor's cache holds what is worked on."""
+    if not _as_products(query, call):
+        key, value = _for_each_head(query, key, value)
     sizes = [size for shared, rests in layout.groups for size in (shared + rests[0], *rests[1:])]
     parts = iter(zip(*(states.split(sizes, dim=2) for states in (query, key, value)), strict=True))
     outputs = []
@@ -99,25 +101,35 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
     """Causal attention of the last positions of `key`. Shapes: (B, heads, positions, width)."""
     square = query.shape[2] == key.shape[2]
     near = call.window is None or key.shape[2] <= call.window
-    plain = call.softcap is None and not call.dropout
-    if plain and query.device.type == "cpu" and query.dtype == torch.bfloat16:  # sdpa's kernel is slower in half
+    if _as_products(query, call):
         products: Tensor = _Products.apply(  # type: ignore[no-untyped-call]
             query, key, value, _bias(query.shape[2], key.shape[2], call.window, STEP), call.scaling
         )
         return products
     if call.softcap is not None:
         return _by_hand(query, key, value, _causal(query, key, call.window), call)
-    if key.shape[1] != query.shape[1]:
-        key, value = (repeat_kv(states, query.shape[1] // key.shape[1]) for states in (key, value))
+    key, value = _for_each_head(query, key, value)
     mask = None if square and near else _causal(query, key, call.window)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=call.dropout, is_causal=mask is None, scale=call.scaling
     )
 
 
+def _as_products(query: Tensor, call: _Call) -> bool:
+    """Half precision on a processor, where sdpa's kernel is slower."""
+    plain = call.softcap is None and not call.dropout
+    return plain and query.device.type == "cpu" and query.dtype == torch.bfloat16
+
+
+def _for_each_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Keys and values that several query heads share, once for each of them."""
+    times = query.shape[1] // key.shape[1]
+    return repeat_kv(key, times), repeat_kv(value, times)
+
+
 def _by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, call: _Call) -> Tensor:
     """Attention as two matrix products, for what sdpa does not know: a soft cap. Shapes: as `_attend`."""
-    key, value = (repeat_kv(states, query.shape[1] // key.shape[1]) for states in (key, value))
+    key, value = _for_each_head(query, key, value)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if call.scaling is None else call.scaling)
     if call.softcap is not None:
         scores = torch.tanh(scores / call.softcap) * call.softcap

@@ -103,7 +103,9 @@ class Layout:
 
     def apart(self, states: Tensor) -> Tensor:
         """Flat heads as rows. Shapes: (1, heads, N, width) to (B, heads, C, width)."""
-        return states[0].transpose(0, 1)[self.flat_BC].transpose(1, 2)
+        # index_select, whose backward pass adds up; that of indexing sorts first, which costs a GPU more than the rest.
+        rows = states[0].transpose(0, 1).index_select(0, self.flat_BC.flatten())
+        return rows.unflatten(0, self.flat_BC.shape).transpose(1, 2)
 
     def together(self, states: Tensor) -> Tensor:
         """Rows as flat tokens. Shapes: (B, heads, C, width) to (1, N, heads, width)."""
