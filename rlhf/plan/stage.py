@@ -253,12 +253,15 @@ def _rollouts(loaded: Loaded[Any], inputs: Inputs) -> list[Point]:
 
 
 def _without_judges(loaded: Loaded[Any]) -> Loaded[Any]:
-    """With every answer scored: what a random model says may have no score. Models that score stay."""
+    """With every answer scored: what a random model says may have no score, and pivots are not measured here.
+
+    Models that score stay.
+    """
     entries = getattr(loaded.config.reward, "reward_funcs", None)
     if entries is None:
         return loaded
     kept = [entry if _function(entry).startswith("model:") else _stand_in(entry) for entry in entries]
-    return with_values(loaded, {"reward": {"reward_funcs": kept, "on_error": "null"}})
+    return with_values(loaded, {"reward": {"reward_funcs": kept, "differentials": [], "triggers": []}})
 
 
 def _with_both_labels(rows: list[Record], others: Sequence[Record]) -> list[Record]:
