@@ -8,28 +8,22 @@ does, masks included, so that padded batches and decoding work as before.
 from __future__ import annotations
 
 import sys
-from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import dropout as drop
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from rlhf.batch import TokenBatch
 from rlhf.models.layout import Layout
+from rlhf.models.products import STEP, attend
 
 NAME = "rlhf_flat"
-
-
-# oneDNN, which multiplies half-precision matrices on a processor, prepares each new shape for about two milliseconds
-# and holds on to it: lengths are rounded up to multiples of this, so that shapes come back.
-STEP = 64
 
 
 def shape_step(device: str, dtype: torch.dtype) -> int:
@@ -66,6 +60,10 @@ def attention(
     dtype = torch.get_autocast_dtype(query.device.type) if torch.is_autocast_enabled(query.device.type) else value.dtype
     states = [part.to(dtype) for part in (query, key, value)]
     if query.device.type == "cpu":
+        # Half precision by products of our own: sdpa's kernel is slower in it than in single precision.
+        by_products = dtype == torch.bfloat16 and softcap is None and not call.dropout
+        if by_products:
+            return attend(flat_layout, *states, call.scaling, call.window), None
         return _by_text(flat_layout, *states, call), None
     return flat_layout.together(_in_rows(flat_layout, *states, call)), None
 
@@ -75,8 +73,7 @@ _seen: list[int | None] = []
 
 def _by_text(layout: Layout, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
     """Text by text: nothing is padded, and a processor's cache holds what is worked on."""
-    if not _as_products(query, call):
-        key, value = _for_each_head(query, key, value)
+    key, value = _for_each_head(query, key, value)
     sizes = [size for shared, rests in layout.groups for size in (shared + rests[0], *rests[1:])]
     parts = iter(zip(*(states.split(sizes, dim=2) for states in (query, key, value)), strict=True))
     outputs = []
@@ -101,11 +98,6 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
     """Causal attention of the last positions of `key`. Shapes: (B, heads, positions, width)."""
     square = query.shape[2] == key.shape[2]
     near = call.window is None or key.shape[2] <= call.window
-    if _as_products(query, call):
-        products: Tensor = _Products.apply(  # type: ignore[no-untyped-call]
-            query, key, value, _bias(query.shape[2], key.shape[2], call.window, STEP), call.scaling
-        )
-        return products
     if call.softcap is not None:
         return _by_hand(query, key, value, _causal(query, key, call.window), call)
     key, value = _for_each_head(query, key, value)
@@ -113,12 +105,6 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=call.dropout, is_causal=mask is None, scale=call.scaling
     )
-
-
-def _as_products(query: Tensor, call: _Call) -> bool:
-    """Half precision on a processor, where sdpa's kernel is slower."""
-    plain = call.softcap is None and not call.dropout
-    return plain and query.device.type == "cpu" and query.dtype == torch.bfloat16
 
 
 def _for_each_head(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -137,62 +123,6 @@ def _by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cal
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     return drop(weights, call.dropout) @ value
-
-
-class _Products(torch.autograd.Function):
-    """The attention of one text as matrix products in its own precision; query heads that share a key are one product.
-
-    Keeps the weights for the backward pass, which is what makes it fast and what makes it one text at a time.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scaling: float | None) -> Tensor:
-        shared, width = key.shape[1], query.shape[-1]
-        ctx.scaling, ctx.shapes = width**-0.5 if scaling is None else scaling, (query.shape, key.shape)
-        rows = _rows(query, bias.shape[0], shared)
-        keys, values = (_rows(states, bias.shape[1], shared) for states in (key, value))
-        scores = torch.bmm(rows, keys.transpose(1, 2)).mul_(ctx.scaling).view(shared, -1, *bias.shape)
-        weights = torch.softmax(scores.add_(bias), dim=-1).view(shared, -1, bias.shape[1])
-        ctx.save_for_backward(rows, keys, values, weights)
-        ctx.length = bias.shape[0]
-        return _unpadded(torch.bmm(weights, values), query.shape)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, keys, values, weights = ctx.saved_tensors
-        of_rows = _rows(grad, ctx.length, keys.shape[0])
-        slope = torch.bmm(of_rows, values.transpose(1, 2))
-        slope = torch._softmax_backward_data(slope, weights, -1, slope.dtype).mul_(ctx.scaling)
-        of_query = _unpadded(torch.bmm(slope, keys), ctx.shapes[0])
-        of_key = _unpadded(torch.bmm(slope.transpose(1, 2), rows), ctx.shapes[1])
-        return of_query, of_key, _unpadded(torch.bmm(weights.transpose(1, 2), of_rows), ctx.shapes[1]), None, None
-
-
-def _rows(states: Tensor, length: int, shared: int) -> Tensor:
-    """Shapes: (1, heads, positions, width) to (shared heads, rows, width), each head filled up to `length` rows."""
-    return pad(states[0], (0, 0, 0, length - states.shape[2])).reshape(shared, -1, states.shape[3])
-
-
-def _unpadded(rows: Tensor, shape: torch.Size) -> Tensor:
-    """What `_rows` did, undone."""
-    return rows.view(shape[1], -1, shape[3])[None, :, : shape[2]]
-
-
-@lru_cache(maxsize=32)  # the layers of a model ask for the same texts one after the other
-def _bias(queries: int, keys: int, window: int | None, step: int) -> Tensor:
-    """0 where a query may look, -inf elsewhere; both sides rounded up to multiples of `step`.
-
-    Shapes: (queries, keys), the queries being the last positions. What fills the queries up may look everywhere, which
-    nobody sees; what fills the keys up is seen by none.
-    """
-    at = torch.arange(keys)
-    behind = at[-queries:, None] - at
-    near = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
-    bias = torch.zeros(queries + -queries % step, keys + -keys % step, dtype=torch.bfloat16)
-    bias[:queries, :keys].masked_fill_(~near, -torch.inf)
-    bias[:, keys:] = -torch.inf
-    return bias
 
 
 def _causal(query: Tensor, key: Tensor, window: int | None) -> Tensor:

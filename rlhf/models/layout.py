@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,8 @@ class Layout:
     last_B: Tensor
     length_N: Tensor
     groups: tuple[tuple[int, tuple[int, ...]], ...]
+    cache: dict[Any, Any] = field(default_factory=dict, compare=False)
+    """What an attention has made of the layout, for the next layer."""
 
     @classmethod
     def of(cls, tokens: TokenBatch, least_shared: int | None = None, multiple: int = 1) -> Layout:

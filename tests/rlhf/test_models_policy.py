@@ -22,7 +22,7 @@ from transformers import (
 
 from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch
-from rlhf.models import flat
+from rlhf.models import flat, products
 from rlhf.models import layout as layout_module
 from rlhf.models.layout import Layout
 from rlhf.models.policy import LANGUAGE, Policy
@@ -210,21 +210,28 @@ def test_texts_that_are_rows_at_once_and_one_by_one_attend_alike():
     assert policy.shortcuts()[0] > 0
 
 
-def test_attention_in_half_precision_has_the_values_and_gradients_of_sdpa_within_its_digits():
+@pytest.mark.parametrize("piece", [2, 192])
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("heads", [(4, 2), (4, 4), (4, 1)])
+def test_attention_in_half_precision_has_the_values_and_gradients_of_sdpa_within_its_digits(
+    window, heads, piece, monkeypatch
+):
+    monkeypatch.setattr(products, "PIECE", piece)
     generator = torch.Generator().manual_seed(0)
-    for queries, keys, window in ((7, 7, None), (3, 7, None), (7, 7, 3), (3, 7, 2)):
-        leaves = [
-            torch.randn(1, heads, count, 8, generator=generator).bfloat16().requires_grad_()
-            for heads, count in ((4, queries), (2, keys), (2, keys))
-        ]
-        upstream = torch.randn(1, 4, queries, 8, generator=generator).bfloat16()
-        call = flat._Call(0.3, window, None, 0.0)
-        half = flat._attend(*leaves, call)
-        exact = flat._attend(*(leaf.double() for leaf in leaves), call)
-        torch.testing.assert_close(half.double(), exact, rtol=0.02, atol=0.02)
-        found = torch.autograd.grad(half, leaves, upstream)
-        for one, two in zip(found, torch.autograd.grad(exact, leaves, upstream.double()), strict=True):
-            torch.testing.assert_close(one.double(), two.double(), rtol=0.02, atol=0.03)
+    layout = Layout.of(batch(group=[0, 0, 1, 0]), multiple=5)
+    count, width = len(layout.source_N), 8
+    leaves = [
+        torch.randn(1, count, n, width, generator=generator).bfloat16().transpose(1, 2).requires_grad_()
+        for n in (heads[0], heads[1], heads[1])
+    ]
+    upstream = torch.randn(1, count, heads[0], width, generator=generator).bfloat16()
+    half = products.attend(layout, *leaves, 0.3, window)
+    call = flat._Call(0.3, window, None, 0.0)
+    exact = flat._by_text(layout, *(leaf.double() for leaf in leaves), call)
+    torch.testing.assert_close(half.double(), exact, rtol=0.02, atol=0.02)
+    found = torch.autograd.grad(half, leaves, upstream)
+    for one, two in zip(found, torch.autograd.grad(exact, leaves, upstream.double()), strict=True):
+        torch.testing.assert_close(one.double(), two.double(), rtol=0.02, atol=0.03)
 
 
 def test_half_precision_on_a_processor_gives_the_values_of_padded_rows_within_its_digits():
