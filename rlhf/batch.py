@@ -13,7 +13,8 @@ G         completions of a prompt
 ========  =====================================================================
 
 One mask convention everywhere: True where a token counts. Index t of every `_BT` tensor speaks of token t itself
-(its log-probability given tokens < t), so position 0 never counts; `rlhf.ops.logprobs` is the only place that shifts.
+(its log-probability given tokens < t), so position 0 never counts; `rlhf.ops.logprobs` is the only place that shifts,
+and for flat batches `rlhf.models.layout`.
 """
 
 from __future__ import annotations
