@@ -283,19 +283,16 @@ def follow(stages: Sequence[tuple[str, str, Loaded[Any]]]) -> list[Planned]:
 
     stages: name, stage and configuration of each, in order.
     """
-    origins: dict[str, tuple[ModelSection, Inputs]] = {}
+    origins: dict[str, tuple[ModelSection, Inputs | None]] = {}
     planned = []
     for name, stage, loaded in stages:
         section = loaded.config.model
         at = section.model_name_or_path
-        if at in origins:
-            start, start_inputs = origins[at]
-        else:
-            start = section
-            start_inputs = read_inputs(stage, loaded.config) if at == "tiny" else None
+        own = None if at != "tiny" else read_inputs(stage, loaded.config)
+        start, start_inputs = origins.get(at, (section, own))
         loaded, stand_ins = _without_missing_models(loaded)
         planned.append(Planned(name, stage, loaded, start, start_inputs, stand_ins))
-        origins[str(Path(loaded.config.train.output_dir) / "model")] = (start, start_inputs)  # type: ignore[assignment]
+        origins[str(Path(loaded.config.train.output_dir) / "model")] = (start, start_inputs)
     return planned
 
 
