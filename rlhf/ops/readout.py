@@ -72,8 +72,8 @@ def read(states_XH: Tensor, head: Head, ids_X: Tensor, temperature: float = 1.0,
         found = _Read.apply(  # type: ignore[no-untyped-call]
             states_XH, head.weight_VH, head.bias_V, ids_X, head, temperature, spread
         )
-    logps_X, entropy_X, collision_X = (part if part is None else part[:count] for part in found)
-    return Readout(logps_X, entropy_X, collision_X)
+    logps_X, *rest = found
+    return Readout(logps_X[:count], *(part if part is None else part[:count] for part in rest))
 
 
 class _Read(torch.autograd.Function):
