@@ -15,6 +15,7 @@ from rlhf.config import ModelSection
 from rlhf.data.records import Record
 from rlhf.plan import shallow
 from rlhf.plan.memory import Model, Moment, fit, largest
+from rlhf.plan.points import over_rollouts, over_rows
 from rlhf.plan.process import HELD, process_bytes
 from rlhf.plan.sizes import Size, completions, micro_batches, size_of
 from rlhf.plan.trial import Trial, open_work, run_trial, with_values
@@ -24,7 +25,6 @@ from rlhf.stages.offline import Offline
 # What is enough to see the largest batch of a run; more rows than this are a sample of their beginning.
 MOST_ROWS = 4_000
 MOST_STEPS = 4_000
-TRIAL_TOKENS = 600
 ROWS_AT_ONCE = 128  # that `generate` decodes together
 
 
@@ -214,42 +214,14 @@ def _sampled_sizes(work: Any, loaded: Loaded[Any], notes: list[str]) -> _Sizes:
 def _trials(stage: str, loaded: Loaded[Any], inputs: Inputs, sizes: _Sizes, layers: int, folder: Path) -> list[Trial]:
     """Steps of different sizes."""
     found = []
-    points = _rollouts(loaded, inputs) if sizes.sampled is not None else _rows(sizes)
+    sampled = sizes.sampled is not None
+    points = over_rollouts(loaded.config.train, inputs.train) if sampled else over_rows(sizes.known)
     for number, (values, rows) in enumerate(points):
         place = folder / f"trial-{layers}-{number}"
         small = with_values(loaded, {"train": {"gradient_accumulation_steps": 1, "max_steps": 4, **values}})
         small = _inside(_without_judges(small), place)
         found.append(run_trial(stage, small, replace(inputs, train=rows), layers, place))
     return found
-
-
-Point = tuple[dict[str, Any], list[Record]]
-
-
-def _rows(sizes: _Sizes) -> list[Point]:
-    """Short, long, few and several rows, so that what a batch holds can be told apart."""
-    ordered = sorted(sizes.known, key=lambda pair: pair[0].tokens)
-    few = [record for size, record in ordered if size.tokens <= TRIAL_TOKENS] or [ordered[0][1]]
-    last = len(few) - 1
-    chosen = [[0], [last // 2], [last], [last // 4, last // 2], [last // 4, last // 2, 3 * last // 4]]
-    points: list[Point] = []
-    for places in chosen:
-        rows = _with_both_labels([few[i] for i in sorted(set(places))], [record for _, record in ordered])
-        points.append(({"per_device_train_batch_size": len(rows)}, rows))
-    return points
-
-
-def _rollouts(loaded: Loaded[Any], inputs: Inputs) -> list[Point]:
-    """Short, long, few and several answers."""
-    train = loaded.config.train
-    group = train.num_generations
-    lengths = sorted({min(train.max_completion_length, length) for length in (4, 16, 40)})
-    shapes = [(group, length) for length in lengths] + [(2 * group, lengths[-1]), (4 * group, lengths[0])]
-    free = {"max_length": None, "max_sessions": None, "mask_truncated_completions": False}
-    return [
-        ({"per_device_train_batch_size": rows, "max_completion_length": length, **free}, inputs.train)
-        for rows, length in shapes
-    ]
 
 
 def _without_judges(loaded: Loaded[Any]) -> Loaded[Any]:
@@ -262,14 +234,6 @@ def _without_judges(loaded: Loaded[Any]) -> Loaded[Any]:
         return loaded
     kept = [entry if _function(entry).startswith("model:") else _stand_in(entry) for entry in entries]
     return with_values(loaded, {"reward": {"reward_funcs": kept, "differentials": [], "triggers": []}})
-
-
-def _with_both_labels(rows: list[Record], others: Sequence[Record]) -> list[Record]:
-    """Rows with labels get one of each: a stage may need both in a batch."""
-    if rows[0].label is None:
-        return rows
-    missing = {True, False} - {row.label for row in rows}
-    return rows + [next(row for row in others if row.label == label and row not in rows) for label in missing]
 
 
 def _vocabulary(section: ModelSection) -> int:
