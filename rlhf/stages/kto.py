@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rewards.errors import ConfigError, DataError
+from rewards.errors import ConfigError
 from rlhf.batch import LabelledBatch, TokenBatch, to_device
 from rlhf.config import KTOConfig
 from rlhf.config.unpaired import ONE_ROW
 from rlhf.data import collate, gates, tokenise
 from rlhf.data.mismatch import Mismatch, MismatchedText
-from rlhf.data.records import Record
 from rlhf.objectives.reward_model import adjusted_margin
 from rlhf.objectives.unpaired import OBJECTIVES, WITH_BASELINE, kl_baseline, session_weights, unpaired_margin
 from rlhf.ops.logprobs import PolicyOutput
@@ -89,19 +88,6 @@ class KTO(Offline[tokenise.Sample]):
         if not 0.995 <= ratio <= 1.335:
             said += "; the authors recommend 1 to 1.33: see train.desirable_weight and train.undesirable_weight"
         self.run.say([said])
-
-    def margin(self, record: Record) -> float:
-        """The explicit offset m of a completion.
-
-        Raises: DataError where reward.margin_column names a column that the row lacks.
-        """
-        column = self.run.config.reward.margin_column
-        if column is None:
-            return 0.0
-        value = record.columns.get(column)
-        if not isinstance(value, int | float):
-            raise DataError(f"{record.ref}: reward.margin_column is `{column}`, and the row holds {value!r} there")
-        return float(value)
 
     def collate(self, samples: Sequence[tokenise.Sample]) -> LabelledBatch:
         """Samples to a batch."""

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from accelerate.utils import gather_object
 
 from rewards.differential import Schedule
-from rewards.errors import ConfigError
+from rewards.errors import ConfigError, DataError
 from rewards.trajectory import TrajectoryIndex
 from rlhf.batch import to_device
 from rlhf.data.gates import GateReport
@@ -99,6 +99,19 @@ class Offline(ABC, Generic[Sample]):
     def gain(self, record: Record) -> float:
         """1 + d of the record's category."""
         return self.schedule.gain(record.category)
+
+    def margin(self, record: Record) -> float:
+        """The explicit offset m of a pair or a labelled completion.
+
+        Raises: DataError where reward.margin_column names a column that the row lacks.
+        """
+        column: str | None = getattr(self.run.config.reward, "margin_column", None)
+        if column is None:
+            return 0.0
+        value = record.columns.get(column)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+            raise DataError(f"{record.ref}: reward.margin_column is `{column}`, and the row holds {value!r} there")
+        return float(value)
 
     @abstractmethod
     def collate(self, samples: Sequence[Sample]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 from torch import Tensor
 
 from rewards.analysis.intervals import rate_mde, wilson
-from rewards.errors import DataError
 from rlhf.batch import PairBatch
 from rlhf.data import collate, tokenise
 from rlhf.data.records import Record
@@ -31,19 +29,6 @@ class Pairs(Offline[tokenise.PairSample]):
     def check(self, record: Record) -> None:
         """Raises: DataError where a row lacks a column that the configuration names."""
         self.margin(record)
-
-    def margin(self, record: Record) -> float:
-        """The explicit offset m of a pair.
-
-        Raises: DataError where reward.margin_column names a column that the row lacks.
-        """
-        column = self.run.config.reward.margin_column
-        if column is None:
-            return 0.0
-        value = record.columns.get(column)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise DataError(f"{record.ref}: reward.margin_column is `{column}`, and the row holds {value!r} there")
-        return float(value)
 
     def collate(self, samples: Sequence[tokenise.PairSample]) -> PairBatch:
         """Samples to a batch."""
