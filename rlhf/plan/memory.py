@@ -31,10 +31,11 @@ class Moment:
         """Of all terms."""
         return sum(self.terms.values())
 
-    def holding(self, share: float) -> Moment:
-        """With what the allocator holds on to beside what a step allocates anew."""
+    def holding(self, share: float, prepared: float = 0.0) -> Moment:
+        """With what the allocator holds on to beside what a step allocates anew, and what matrix products prepare."""
         held = share * sum(value for name, value in self.terms.items() if name in PASSING)
-        return Moment(self.name, {**self.terms, "held by the allocator": held})
+        shapes = {"prepared matrix shapes": prepared} if prepared else {}
+        return Moment(self.name, {**self.terms, "held by the allocator": held, **shapes})
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,10 @@ HELD = 0.12
 """Share of what a step allocates that the C library does not give back in time, measured on glibc at 5 and 30 million
 parameters: a freed block stays where a smaller one has been put behind it."""
 
+PREPARED = 60e6
+"""What oneDNN keeps of the matrix shapes that it has prepared in bfloat16, beyond those of the trials: 0 to 130 MB in
+stages of four steps at 5 million parameters. It grows with the number of different shapes that a run meets."""
+
 
 def process_bytes(folder: Path) -> int:
     """Resident memory of this process with everything loaded that a run loads, and nothing of a model left.

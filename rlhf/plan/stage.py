@@ -16,7 +16,7 @@ from rlhf.data.records import Record
 from rlhf.plan import shallow
 from rlhf.plan.memory import Model, Moment, fit, largest
 from rlhf.plan.points import over_rollouts, over_rows
-from rlhf.plan.process import HELD, process_bytes
+from rlhf.plan.process import HELD, PREPARED, process_bytes
 from rlhf.plan.sizes import Size, completions, micro_batches, size_of
 from rlhf.plan.trial import Trial, open_work, run_trial, with_values
 from rlhf.stages.inputs import Inputs, read_inputs
@@ -103,11 +103,13 @@ def plan_stage(planned: Planned, budget: float | None) -> StagePlan:
         on_gpu = torch.cuda.is_available() and not config.train.use_cpu
         process = 0 if on_gpu else process_bytes(folder / "ledger")
     model = fit(trials[low], trials[high], (low, high, layers), vocabulary)
-    return _told(planned, model, sizes, process, 0.0 if on_gpu else HELD, budget)
+    half = config.train.bf16 or config.model.dtype == "bfloat16"
+    held = (0.0, 0.0) if on_gpu else (HELD, PREPARED if half else 0.0)
+    return _told(planned, model, sizes, process, held, budget)
 
 
 def _told(
-    planned: Planned, model: Model, sizes: _Sizes, process: float, held: float, budget: float | None
+    planned: Planned, model: Model, sizes: _Sizes, process: float, held: tuple[float, float], budget: float | None
 ) -> StagePlan:
     train = planned.loaded.config.train
     process += len(planned.stand_ins) * model.weights
@@ -116,7 +118,7 @@ def _told(
         accumulated = train.gradient_accumulation_steps > 1
         sampled = None if sizes.sampled is None else sizes.sampled(batch)
         found = [
-            (model.peak(size, process, accumulated=accumulated, sampled=sampled).holding(held), size)
+            (model.peak(size, process, accumulated=accumulated, sampled=sampled).holding(*held), size)
             for size in set(sizes.at(batch))
         ]
         return max(found, key=lambda pair: pair[0].total)
