@@ -11,7 +11,7 @@ from pathlib import Path
 from rewards import Ledger
 
 HELD = 0.12
-"""Share of what a step allocates that the C library does not give back in time, measured on glibc at 5 and 30 million
+"""Share of what a step allocates that the C library does not give back in time, measured on glibc at 5 million
 parameters: a freed block stays where a smaller one has been put behind it."""
 
 PREPARED = 60e6
