@@ -21,7 +21,8 @@ from transformers.masking_utils import sdpa_mask
 
 from rlhf.batch import TokenBatch
 from rlhf.models.layout import Layout
-from rlhf.models.products import STEP, attend
+from rlhf.models.products import attend
+from rlhf.ops.readout import STEP
 
 NAME = "rlhf_flat"
 

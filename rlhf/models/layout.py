@@ -22,7 +22,7 @@ class Layout:
 
     Shapes: source_N place of each in the batch's flattened (B, T); position_N its number within its row; flat_BC the
     flat token of each row's c-th real token, 0 beyond its end; take_N the place of each in the flattened (B, C);
-    last_B the flat token that ends each row; length_N the length of its row, of the group's first for shared ones.
+    last_B the flat token that ends each row.
     groups: (shared tokens, lengths of the rests) of each group.
     """
 
@@ -31,7 +31,6 @@ class Layout:
     flat_BC: Tensor
     take_N: Tensor
     last_B: Tensor
-    length_N: Tensor
     groups: tuple[tuple[int, tuple[int, ...]], ...]
     cache: dict[Any, Any] = field(default_factory=dict, compare=False)
     """What an attention has made of the layout, for the next layer."""
@@ -48,7 +47,7 @@ class Layout:
         places = [np.flatnonzero(row) for row in real]
         lengths = [len(row) for row in places]
         flat = np.zeros((len(places), max(lengths)), dtype=np.int64)
-        source, position, take, length = [], [], [], []
+        source, position, take = [], [], []
         groups, count = [], 0
         for members in _members(tokens):
             shared = _shared(ids, members, places, least) if len(members) > 1 else 0
@@ -61,7 +60,6 @@ class Layout:
                 source.append(row * width + places[row][begin:])
                 position.append(own)
                 take.append(row * flat.shape[1] + own)
-                length.append(np.full(len(own), lengths[row]))
                 rests.append(lengths[row] - shared)
                 count += len(own)
             groups.append((shared, tuple(rests)))
@@ -70,14 +68,13 @@ class Layout:
             source.append(np.full(filling, places[0][0]))
             position.append(np.arange(filling))
             take.append(np.zeros(filling, dtype=np.int64))
-            length.append(np.full(filling, filling))
             groups.append((0, (filling,)))
         last = flat[np.arange(len(places)), np.asarray(lengths) - 1]
         device = tokens.ids_BT.device
-        joined = [np.concatenate(part) for part in (source, position, take, length)]
-        source_N, position_N, take_N, length_N = (torch.from_numpy(part).to(device) for part in joined)
+        joined = [np.concatenate(part) for part in (source, position, take)]
+        source_N, position_N, take_N = (torch.from_numpy(part).to(device) for part in joined)
         flat_BC, last_B = torch.from_numpy(flat).to(device), torch.from_numpy(last).to(device)
-        return cls(source_N, position_N, flat_BC, take_N, last_B, length_N, tuple(groups))
+        return cls(source_N, position_N, flat_BC, take_N, last_B, tuple(groups))
 
     def predictors(self, mask_BT: Tensor, attention_BT: Tensor) -> Tensor:
         """The flat tokens from which the counted tokens are predicted, in row order; no other place shifts flat ones.

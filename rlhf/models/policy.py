@@ -43,8 +43,6 @@ class Policy(nn.Module):
         self._takes_positions = "position_ids" in arguments
         self._takes_kept_places = "logits_to_keep" in arguments
         self._shortcuts: tuple[int, HeadForm | None] | None = None
-        # Of the text that each input token of the pass under way belongs to; shaped like the ids the model is given.
-        self.input_lengths: Tensor | None = None
         # An embedding gives its padding row no gradient, and many models pad with their end token: it must be learned
         # where it is real. Positions that are padding are outside every mask and need no such protection.
         embeddings = core.get_input_embeddings()
@@ -89,7 +87,6 @@ class Policy(nn.Module):
         flat = int(tokens.attention_BT.sum(1).max()) <= reach
         layout = Layout.of(tokens, multiple=shape_step(self.device.type, compute_dtype(self.model))) if flat else None
         inputs = self._inputs(tokens) if layout is None else layout.inputs(tokens)
-        self.input_lengths = _lengths(tokens, layout)
         if form is not None or not language:
             states = core.base_model(**inputs).last_hidden_state
             return Encoded(tokens, layout, states if layout is None else states[0])
@@ -245,12 +242,6 @@ def _placed(
     found = {"logps": logps_X, "entropy": entropy_X, "collision": collision_X}
     values = {f"{name}_BT": scatter(part, mask_BT) for name, part in found.items() if name in need and part is not None}
     return PolicyOutput(**values)
-
-
-def _lengths(tokens: TokenBatch, layout: Layout | None) -> Tensor:
-    if layout is not None:
-        return layout.length_N[None]
-    return tokens.attention_BT.sum(1, keepdim=True).expand_as(tokens.attention_BT)
 
 
 @contextmanager

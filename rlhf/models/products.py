@@ -16,10 +16,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from rlhf.models.layout import Layout
+from rlhf.ops.readout import STEP
 
-# oneDNN, which multiplies half-precision matrices on a processor, prepares each new shape for about two milliseconds
-# and holds on to it: lengths are rounded up to multiples of this, so that shapes come back.
-STEP = 64
 # Queries of a text's first part that are multiplied at once: twice as many or half as many took longer.
 PIECE = 192
 
