@@ -160,6 +160,16 @@ class Offline(ABC, Generic[Sample]):
         rank, ranks = self.run.accelerator.process_index, self.run.accelerator.num_processes
         return math.ceil(len(range(0, rows, ranks)) / size) - math.ceil(len(range(rank, rows, ranks)) / size)
 
+    def recorded_means(self, suite: str, step: int, measure: Callable[[Any], dict[str, Tally]]) -> dict[str, float]:
+        """`held_out_means`, also as an evaluation event without intervals."""
+        values, n = self.held_out_means(measure), len(self.held_out)
+        figures = {
+            name.removeprefix("eval_"): {"value": value, "low": None, "high": None, "n": n}
+            for name, value in values.items()
+        }
+        self.run.record_evaluation(suite, step, figures)
+        return values
+
     def prepare(self, batches: list[Any]) -> None:
         """Nothing couples the batch."""
 

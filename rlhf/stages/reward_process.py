@@ -116,13 +116,7 @@ class RewardSteps(Offline[StepSample]):
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Held-out figures."""
-        values = self.held_out_means(self.measure)
-        n = len(self.held_out)
-        figures = {
-            name.removeprefix("eval_"): {"value": values[name], "low": None, "high": None, "n": n} for name in values
-        }
-        self.run.record_evaluation("heldout_steps", step, figures)
-        return values
+        return self.recorded_means("heldout_steps", step, self.measure)
 
     def identity(self) -> dict[str, Any]:
         """The data and the tokenizer."""

@@ -209,13 +209,7 @@ class RewardScores(Offline[tokenise.Sample]):
 
     def evaluate(self, step: int) -> dict[str, float]:
         """Held-out figures."""
-        values = self.held_out_means(self.measure)
-        n = len(self.held_out)
-        figures = {
-            name.removeprefix("eval_"): {"value": values[name], "low": None, "high": None, "n": n} for name in values
-        }
-        self.run.record_evaluation("heldout_scores", step, figures)
-        return values
+        return self.recorded_means("heldout_scores", step, self.measure)
 
     def identity(self) -> dict[str, Any]:
         """The data and the tokenizer."""
