@@ -20,6 +20,7 @@ Both act on the divergence of the on-policy pass, over all ranks: per sequence o
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,7 +62,7 @@ class Fixed:
         """Restores nothing: a fixed coefficient is the configuration's, which may have changed."""
 
 
-class Moved(Fixed):
+class Moved(Fixed, ABC):
     """A coefficient that is moved towards a target.
 
     Units: target and what is measured in nats, per sequence or per token alike.
@@ -88,9 +89,9 @@ class Moved(Fixed):
         self.beta = self.bounds.project(self._moved(measured_nats / self.target_nats - 1))
         return self.beta
 
+    @abstractmethod
     def _moved(self, error: float) -> float:
         """Where the coefficient goes before it is projected; error: (measured - target) / target."""
-        raise NotImplementedError
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """The coefficient that was reached, inside the bounds as they are configured now."""
