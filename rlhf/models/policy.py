@@ -18,6 +18,7 @@ from rlhf.models.encoded import Encoded, HeadForm, compute_dtype, counted, head_
 from rlhf.models.flat import NAME as FLAT
 from rlhf.models.flat import flat_reach, shape_step
 from rlhf.models.layout import Layout
+from rlhf.models.norms import quicken_norms
 from rlhf.ops.logprobs import PolicyOutput, gather_logprobs, position_collision, position_entropy, scatter
 from rlhf.ops.readout import read
 from rlhf.reference.policy import quiet
@@ -126,6 +127,8 @@ class Policy(nn.Module):
         if self._shortcuts is None or changed:
             core = self._core()
             with torch.autocast(self.device.type, enabled=False), quiet(self.model):
+                if self.device.type == "cpu":
+                    quicken_norms(core)
                 self._shortcuts = (flat_reach(core) if self._takes_positions else 0, head_form(core))
             if not self._shortcuts[0]:
                 _log.info("%s is given padded rows: it does not take flat ones", type(core).__name__)

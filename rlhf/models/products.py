@@ -1,17 +1,19 @@
 """Attention of a flat batch in half precision on a processor: all texts of a layer in one function.
 
 Each text's attention is a few matrix products; what stands around them (padding, copies, bookkeeping of gradients) is
-done once for all texts of a layer, since it would take longer than the products otherwise.
+done once for all texts of a layer, and texts of one rounded shape are multiplied together, since the calls would take
+longer than the products otherwise.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -20,33 +22,58 @@ from rlhf.ops.readout import STEP
 
 # Queries of a text's first part that are multiplied at once: twice as many or half as many took longer.
 PIECE = 192
+# How many texts of one rounded shape are multiplied in one call: few numbers, since each is a shape of its own.
+STACKS = (4, 2, 1)
 
 
 class Text(NamedTuple):
-    """One text: its queries and keys, where their blocks begin, and the flat tokens before its own that it looks at."""
+    """One text: its queries and keys, and the flat tokens before its own that it looks at."""
 
     queries: int
     keys: int
-    query_block: int
-    key_block: int
     begins: int
     shared: int
     shared_begins: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows of queries and of keys, rounded up."""
+        return _up(self.queries), _up(self.keys)
+
+
+class Stack(NamedTuple):
+    """Texts of one rounded shape, whose blocks follow each other: each of its products is one call."""
+
+    texts: tuple[Text, ...]
+    query_block: int
+    key_block: int
 
 
 @dataclass(frozen=True)
 class Blocks:
     """Where each (token, head) stands when the texts of a layout are blocks of (shared heads, rows, width).
 
-    Shapes: query_place of each of N x heads in the query blocks; key_source of each row of the key blocks in N x shared
-    heads; key_place of each of N x shared heads in the key block of its own text.
+    Keys and values stand in one tensor, the keys first. Shapes: query_place of each of N x heads in the query blocks;
+    source of each row of keys and values in 2 x N x shared heads; place of each of 2 x N x shared heads in the block of
+    its own text.
     """
 
-    texts: tuple[Text, ...]
+    stacks: tuple[Stack, ...]
     query_place: Tensor
-    key_source: Tensor
-    key_place: Tensor
+    source: Tensor
+    place: Tensor
     query_rows: int
+    key_rows: int
+    cache: dict[Any, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def biases(self, window: int | None) -> tuple[Tensor, ...]:
+        """Of each stack, 0 where a query may look. Shapes: (texts, 1, queries, keys) each."""
+        if window not in self.cache:
+            self.cache[window] = tuple(
+                torch.stack([_bias(text.queries, text.keys, window) for text in stack.texts]).unsqueeze_(1)
+                for stack in self.stacks
+            )
+        return self.cache[window]
 
 
 def blocks_of(layout: Layout, heads: int, shared_heads: int) -> Blocks:
@@ -58,28 +85,61 @@ def blocks_of(layout: Layout, heads: int, shared_heads: int) -> Blocks:
 
 
 def _blocks(layout: Layout, heads: int, shared_heads: int) -> Blocks:
-    texts: list[Text] = []
+    stacks: list[Stack] = []
     query_place, key_place, key_source = [], [], []
-    query_rows = key_rows = begins = 0
+    query_rows = key_rows = 0
+    for texts in _stacked(_texts(layout)):
+        stacks.append(Stack(texts, query_rows, key_rows))
+        long, wide = texts[0].shape
+        for text in texts:
+            own, front = np.arange(text.queries)[:, None], np.arange(text.shared)
+            query_place.append((text.begins + own, query_rows + np.arange(heads) * long + own))
+            key_place.append((text.begins + own, key_rows + np.arange(shared_heads) * wide + text.shared + own))
+            tokens = np.zeros(wide, dtype=np.int64)
+            tokens[: text.shared], tokens[text.shared : text.keys] = text.shared_begins + front, text.begins + own[:, 0]
+            key_source.append((tokens * shared_heads + np.arange(shared_heads)[:, None]).ravel())
+            query_rows, key_rows = query_rows + heads * long, key_rows + shared_heads * wide
+    source, place = np.concatenate(key_source), _by_token(key_place)
+    both = [np.concatenate([source, source + len(place)]), np.concatenate([place, place + key_rows])]
+    places = [torch.from_numpy(part) for part in (_by_token(query_place), *both)]
+    return Blocks(tuple(stacks), *places, query_rows=query_rows, key_rows=key_rows)
+
+
+def _texts(layout: Layout) -> list[Text]:
+    """All texts of a layout, a group's first one in pieces, each of which looks at those before it.
+
+    Half of the products of a long text would be masked else.
+    """
+    texts: list[Text] = []
+    begins = 0
     for shared, rests in layout.groups:
         trunk, first = begins, shared + rests[0]
-        # The first text in pieces, each of which looks at those before it: half of the products would be masked else.
         pieces = [(done, min(PIECE, first - done)) for done in range(0, first, PIECE)]
         for front, queries in [*pieces, *((shared, rest) for rest in rests[1:])]:
-            keys = front + queries
-            text = Text(queries, keys, query_rows, key_rows, begins, front, trunk)
-            texts.append(text)
-            long, wide = _up(queries), _up(keys)
-            at = np.arange(queries)[:, None]
-            query_place.append(query_rows + np.arange(heads) * long + at)
-            key_place.append(key_rows + np.arange(shared_heads) * wide + front + at)
-            tokens = np.zeros(wide, dtype=np.int64)
-            tokens[:front], tokens[front:keys] = trunk + np.arange(front), begins + np.arange(queries)
-            key_source.append(tokens * shared_heads + np.arange(shared_heads)[:, None])
-            query_rows, key_rows, begins = query_rows + heads * long, key_rows + shared_heads * wide, begins + queries
-    joined = [np.concatenate([part.ravel() for part in parts]) for parts in (query_place, key_source, key_place)]
-    places = [torch.from_numpy(part) for part in joined]
-    return Blocks(tuple(texts), *places, query_rows=query_rows)
+            texts.append(Text(queries, front + queries, begins, front, trunk))
+            begins += queries
+    return texts
+
+
+def _stacked(texts: list[Text]) -> list[tuple[Text, ...]]:
+    """Texts of one rounded shape, four, two or one at a time: any number of them would be a new shape to oneDNN."""
+    found: dict[tuple[int, int], list[Text]] = {}
+    for text in texts:
+        found.setdefault(text.shape, []).append(text)
+    stacks: list[tuple[Text, ...]] = []
+    for same in found.values():
+        while same:
+            count = next(size for size in STACKS if size <= len(same))
+            stacks.append(tuple(same[:count]))
+            same = same[count:]
+    return stacks
+
+
+def _by_token(parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> NDArray[np.int64]:
+    """Places of each token's heads, in the order of tokens. Shapes: parts of (n, 1) tokens and (n, heads) places."""
+    tokens = np.concatenate([part[0][:, 0] for part in parts])
+    places = np.concatenate([part[1] for part in parts])
+    return places[np.argsort(tokens)].ravel()
 
 
 def _up(length: int) -> int:
@@ -107,47 +167,50 @@ def attend(
 ) -> Tensor:
     """Causal attention within each text. Shapes: (1, heads, N, width) each; returns (1, N, heads, width)."""
     blocks = blocks_of(layout, query.shape[1], key.shape[1])
-    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    output: Tensor = _Products.apply(query, key, value, blocks, window)  # type: ignore[no-untyped-call]
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    output: Tensor = _Products.apply(query, key, value, blocks, scale, window)  # type: ignore[no-untyped-call]
     return output
 
 
 class _Products(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, window: int | None) -> Tensor:
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scale: float, window: int | None
+    ) -> Tensor:
         heads, shared = query.shape[1], key.shape[1]
-        queries = _spread(query, blocks.query_place, blocks.query_rows)
-        keys, values = (_rows(states).index_select(0, blocks.key_source) for states in (key, value))
+        queries = _spread(_rows(query) * scale, blocks)
+        both = torch.cat([_rows(key), _rows(value)]).index_select(0, blocks.source)
         outputs, weights = torch.empty_like(queries), []
-        for text in blocks.texts:
-            bias = _bias(text.queries, text.keys, window)
-            q, k, v, out = _views(text, bias, heads, shared, queries, keys, values, outputs)
-            scores = torch.bmm(q, k.transpose(1, 2)).view(shared, -1, *bias.shape).add_(bias)
-            weights.append(torch.softmax(scores, dim=-1).view(shared, -1, bias.shape[1]))
+        for stack, bias in zip(blocks.stacks, blocks.biases(window), strict=True):
+            q, out = (_query_view(part, stack, heads, shared) for part in (queries, outputs))
+            k, v = _key_views(both, stack, shared, blocks.key_rows)
+            scores = torch.bmm(q, k.transpose(1, 2))
+            scores.view(len(bias), heads, *bias.shape[2:]).add_(bias)
+            weights.append(torch.softmax(scores, dim=-1))
             torch.bmm(weights[-1], v, out=out)
-        ctx.save_for_backward(queries, keys, values, *weights)
-        ctx.blocks, ctx.window, ctx.heads = blocks, window, (heads, shared)
+        ctx.save_for_backward(queries, both, *weights)
+        ctx.blocks, ctx.scale, ctx.heads = blocks, scale, (heads, shared)
         return outputs.index_select(0, blocks.query_place).view(1, -1, heads, query.shape[3])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        queries, keys, values, *weights = ctx.saved_tensors
+        queries, both, *weights = ctx.saved_tensors
         blocks, (heads, shared) = ctx.blocks, ctx.heads
-        upstream = _spread(grad.transpose(1, 2), blocks.query_place, blocks.query_rows)
-        of_queries, of_keys, of_values = (torch.empty_like(part) for part in (queries, keys, values))
-        for text, w in zip(blocks.texts, weights, strict=True):
-            bias = _bias(text.queries, text.keys, ctx.window)
-            q, k, v, g = _views(text, bias, heads, shared, queries, keys, values, upstream)
-            of_q, of_k, of_v, _ = _views(text, bias, heads, shared, of_queries, of_keys, of_values, upstream)
+        upstream = _spread(grad.reshape(-1, grad.shape[3]), blocks)
+        of_queries, of_both = torch.empty_like(queries), torch.empty_like(both)
+        for stack, w in zip(blocks.stacks, weights, strict=True):
+            q, g, of_q = (_query_view(part, stack, heads, shared) for part in (queries, upstream, of_queries))
+            k, v = _key_views(both, stack, shared, blocks.key_rows)
+            of_k, of_v = _key_views(of_both, stack, shared, blocks.key_rows)
             slope = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), w, -1, w.dtype)
             torch.bmm(slope, k, out=of_q)
             torch.bmm(slope.transpose(1, 2), q, out=of_k)
             torch.bmm(w.transpose(1, 2), g, out=of_v)
         width = queries.shape[1]
-        of_query = of_queries.index_select(0, blocks.query_place).view(1, -1, heads, width).transpose(1, 2)
-        gathered = [_gathered(part, blocks, shared) for part in (of_keys, of_values)]
-        return of_query, *(part.transpose(0, 1)[None] for part in gathered), None, None
+        of_query = of_queries.index_select(0, blocks.query_place).mul_(ctx.scale).view(1, -1, heads, width)
+        of_key, of_value = _gathered(of_both, blocks, shared).transpose(1, 2).unsqueeze(1)
+        return of_query.transpose(1, 2), of_key, of_value, None, None, None
 
 
 def _rows(states: Tensor) -> Tensor:
@@ -155,25 +218,42 @@ def _rows(states: Tensor) -> Tensor:
     return states[0].transpose(0, 1).reshape(-1, states.shape[3])
 
 
-def _spread(states: Tensor, place: Tensor, rows: int) -> Tensor:
-    """Each row at its place in the blocks, 0 where nothing stands."""
-    return states.new_zeros(rows, states.shape[3]).index_copy_(0, place, _rows(states))
+def _spread(rows: Tensor, blocks: Blocks) -> Tensor:
+    """Each (token, head) at its place in the query blocks, 0 where nothing stands."""
+    return rows.new_zeros(blocks.query_rows, rows.shape[1]).index_copy_(0, blocks.query_place, rows)
 
 
-def _views(text: Text, bias: Tensor, heads: int, shared: int, *parts: Tensor) -> list[Tensor]:
-    """A text's blocks of queries, keys, values and of what has the shape of queries. Shapes: (shared, rows, width)."""
-    long, wide = bias.shape
-    cuts = [(text.query_block, heads * long), *[(text.key_block, shared * wide)] * 2, (text.query_block, heads * long)]
-    width = parts[0].shape[1]
-    return [part.narrow(0, *cut).view(shared, -1, width) for part, cut in zip(parts, cuts, strict=True)]
+def _query_view(part: Tensor, stack: Stack, heads: int, shared: int) -> Tensor:
+    """A stack's block of what has the shape of queries. Shapes: returns (texts x shared, rows, width)."""
+    count = len(stack.texts)
+    rows = heads * stack.texts[0].shape[0]
+    return part.narrow(0, stack.query_block, count * rows).view(count * shared, -1, part.shape[1])
 
 
-def _gathered(of_keys: Tensor, blocks: Blocks, shared: int) -> Tensor:
-    """Gradient of keys or values by token, of shared ones summed over texts. Shapes: returns (N, shared, width)."""
-    width = of_keys.shape[1]
-    found = of_keys.index_select(0, blocks.key_place).view(-1, shared, width)
-    for text in blocks.texts:
-        if text.shared:
-            block = of_keys.narrow(0, text.key_block, shared * _up(text.keys)).view(shared, -1, width)
-            found[text.shared_begins : text.shared_begins + text.shared] += block[:, : text.shared].transpose(0, 1)
+def _key_views(both: Tensor, stack: Stack, shared: int, key_rows: int) -> tuple[Tensor, Tensor]:
+    """A stack's blocks of keys and of values. Shapes: (texts x shared, rows, width)."""
+    wide, count = stack.texts[0].shape[1], len(stack.texts) * shared
+    views = [
+        both.narrow(0, first + stack.key_block, count * wide).view(count, wide, both.shape[1])
+        for first in (0, key_rows)
+    ]
+    return views[0], views[1]
+
+
+def _gathered(of_both: Tensor, blocks: Blocks, shared: int) -> Tensor:
+    """Gradients of keys and values by token, summed over the texts that share it.
+
+    Shapes: returns (2, N, shared heads, width).
+    """
+    width = of_both.shape[1]
+    found = of_both.index_select(0, blocks.place).view(2, -1, shared, width)
+    halves = of_both.view(2, blocks.key_rows, width)
+    for stack in blocks.stacks:
+        wide = stack.texts[0].shape[1]
+        for number, text in enumerate(stack.texts):
+            if text.shared:
+                begins = stack.key_block + number * shared * wide
+                block = halves[:, begins : begins + shared * wide].view(2, shared, wide, width)
+                target = found[:, text.shared_begins : text.shared_begins + text.shared]
+                target += block[:, :, : text.shared].transpose(1, 2)
     return found
