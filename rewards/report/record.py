@@ -12,11 +12,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rewards.errors import LedgerError
+from rewards.runs import ONLINE, choose_run, pipeline_kinds, unknown_run
 
 if TYPE_CHECKING:
     from rewards.ledger import Ledger
-
-ONLINE = frozenset({"grpo", "rloo", "ppo", "rl"})  # rl: recorded from a trainer that does not say which
 
 
 @dataclass(frozen=True)
@@ -70,37 +69,6 @@ class Record:
     def online(self) -> bool:
         """Whether a session is an answer of the policy itself."""
         return self.pipeline in ONLINE
-
-
-def pipeline_kinds(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Run -> kind of training, as its start declared it."""
-    return {
-        event["run_id"]: event["payload"]["pipeline"]
-        for event in events
-        if event["kind"] == "attempt_started" and event["payload"].get("pipeline")
-    }
-
-
-def unknown_run(run_id: str, runs: Sequence[Mapping[str, Any]]) -> str:
-    """The error line for a run that a ledger does not hold."""
-    return f"no run `{run_id}` in this ledger; it holds: {', '.join(run['run_id'] for run in runs) or 'no run'}"
-
-
-def choose_run(runs: Sequence[Mapping[str, Any]], kinds: Mapping[str, str]) -> str:
-    """The newest online-RL run with sessions, else the newest with sessions, else the newest.
-
-    Raises: LedgerError for a ledger without runs.
-    """
-    if not runs:
-        raise LedgerError("the ledger holds no run yet: there is nothing to report")
-
-    def rank(place: int) -> tuple[bool, bool, str, int]:
-        run = runs[place]
-        some = bool(run.get("sessions"))
-        return some and kinds.get(run["run_id"]) in ONLINE, some, str(run.get("started") or ""), place
-
-    chosen: str = runs[max(range(len(runs)), key=rank)]["run_id"]
-    return chosen
 
 
 def read_record(ledger: Ledger, run_id: str | None = None) -> Record:

@@ -12,7 +12,8 @@ from rewards.report.build import Report, build
 from rewards.report.cells import escape, tag
 from rewards.report.charts import specs
 from rewards.report.html import inline_json, render
-from rewards.report.record import Record, choose_run
+from rewards.report.record import Record
+from rewards.runs import choose_run
 from tests.rewards import simulated
 
 RUN = "demo/grpo"
