@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 from rlhf.batch import TokenBatch
 from rlhf.models.layout import Layout
+from rlhf.models.narrow import LastLayer, last_layer, rows_of
 from rlhf.models.products import attend
 from rlhf.ops.readout import STEP
 
@@ -65,29 +66,57 @@ def attention(
         by_products = dtype == torch.bfloat16 and softcap is None and not call.dropout
         if by_products:
             return attend(flat_layout, *states, call.scaling, call.window), None
-        return _by_text(flat_layout, *states, call), None
+        return _by_text(flat_layout, *states, call, rows_of(module)), None
     return flat_layout.together(_in_rows(flat_layout, *states, call)), None
 
 
 _seen: list[int | None] = []
 
 
-def _by_text(layout: Layout, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
-    """Text by text: nothing is padded, and a processor's cache holds what is worked on."""
+def _by_text(
+    layout: Layout, query: Tensor, key: Tensor, value: Tensor, call: _Call, rows_X: Tensor | None = None
+) -> Tensor:
+    """Text by text: nothing is padded, and a processor's cache holds what is worked on.
+
+    rows_X: the ascending flat positions whose output is read; each text is served from its first of them on.
+    """
     key, value = _for_each_head(query, key, value)
     sizes = [size for shared, rests in layout.groups for size in (shared + rests[0], *rests[1:])]
+    skipped = iter(_skipped(sizes, rows_X))
     parts = iter(zip(*(states.split(sizes, dim=2) for states in (query, key, value)), strict=True))
     outputs = []
     for shared, rests in layout.groups:
         trunk = next(parts)
-        outputs.append(_attend(*trunk, call))
+        outputs.append(_attend_from(next(skipped), *trunk, call))
         front = [states[:, :, :shared] for states in trunk[1:]]
         for rest in islice(parts, len(rests) - 1):
             keys, values = (
                 (torch.cat([a, b], dim=2) for a, b in zip(front, rest[1:], strict=True)) if shared else rest[1:]
             )
-            outputs.append(_attend(rest[0], keys, values, call))
+            outputs.append(_attend_from(next(skipped), rest[0], keys, values, call))
     return torch.cat([output.transpose(1, 2) for output in outputs], dim=1)
+
+
+def _skipped(sizes: list[int], rows_X: Tensor | None) -> list[int]:
+    """How many positions of each text come before the first one that is read."""
+    if rows_X is None:
+        return [0] * len(sizes)
+    ends = torch.tensor(sizes).cumsum(0)
+    begins = ends - torch.tensor(sizes)
+    first = torch.searchsorted(rows_X, begins)
+    found = torch.cat([rows_X, ends[-1:]])[first]  # the next one read may stand in a later text
+    skipped: list[int] = (torch.minimum(found, ends) - begins).tolist()
+    return skipped
+
+
+def _attend_from(skipped: int, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
+    """Attention of a text's queries but the first ones, whose output is 0."""
+    if skipped == 0:
+        return _attend(query, key, value, call)
+    nothing = query.new_zeros(*query.shape[:2], skipped, value.shape[3])
+    if skipped == query.shape[2]:
+        return nothing
+    return torch.cat([nothing, _attend(query[:, :, skipped:], key, value, call)], dim=2)
 
 
 def _in_rows(layout: Layout, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
@@ -172,6 +201,23 @@ def flat_reach(core: Any) -> int:
         return 0
     told = any(window is not None for window in _seen)
     return sys.maxsize if told and not _chunked(config.get_text_config()) else reach
+
+
+def narrowing(core: Any) -> LastLayer | None:
+    """The last layer, where it can be told which positions are read: what they get must not change."""
+    found = last_layer(core.base_model)
+    if found is None:
+        return None
+    tokens = trial_batch(core)
+    layout = Layout.of(tokens, least_shared=1)
+    rows_X = torch.cat([layout.last_B, layout.last_B[:1] - 2])
+    whole_1NH = core.base_model(**layout.inputs(tokens)).last_hidden_state
+    try:
+        with found.only(rows_X):
+            part_1NH = core.base_model(**layout.inputs(tokens)).last_hidden_state
+    except (TypeError, ValueError, RuntimeError, AttributeError):  # a module that returns more, or other shapes
+        return None
+    return found if close(part_1NH[0, rows_X], whole_1NH[0, rows_X]) else None
 
 
 def _chunked(config: Any) -> bool:

@@ -89,10 +89,11 @@ class RewardModel(Policy):
         """
         self._check(need, LANGUAGE | SCALAR)
         language = need - SCALAR
-        encoded = self._encode(tokens, language=bool(language))
+        scored = bool(need & SCALAR)
+        encoded = self._encode(tokens, language=bool(language), last=scored and self.spec.kind != "process")
         said = self._language(encoded, language, temperature) if language else PolicyOutput()
         output = RewardOutput(said.logps_BT, said.logits_XV, said.entropy_BT, said.collision_BT)
-        if not need & SCALAR:
+        if not scored:
             return output
         states = encoded.at(tokens.mask_BT) if self.spec.kind == "process" else encoded.last()
         heads, thresholds_KAC = self._heads(states), self.thresholds()

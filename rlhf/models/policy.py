@@ -16,8 +16,9 @@ from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch
 from rlhf.models.encoded import Encoded, HeadForm, compute_dtype, counted, head_form
 from rlhf.models.flat import NAME as FLAT
-from rlhf.models.flat import flat_reach, shape_step
+from rlhf.models.flat import flat_reach, narrowing, shape_step
 from rlhf.models.layout import Layout
+from rlhf.models.narrow import LastLayer
 from rlhf.models.norms import quicken_norms
 from rlhf.ops.logprobs import PolicyOutput, gather_logprobs, position_collision, position_entropy, scatter
 from rlhf.ops.readout import read
@@ -44,6 +45,7 @@ class Policy(nn.Module):
         self._takes_positions = "position_ids" in arguments
         self._takes_kept_places = "logits_to_keep" in arguments
         self._shortcuts: tuple[int, HeadForm | None] | None = None
+        self._last_layer: LastLayer | None = None
         # An embedding gives its padding row no gradient, and many models pad with their end token: it must be learned
         # where it is real. Positions that are padding are outside every mask and need no such protection.
         embeddings = core.get_input_embeddings()
@@ -81,15 +83,20 @@ class Policy(nn.Module):
         self._check(need, LANGUAGE)
         return self._language(self._encode(tokens, language=True), need, temperature)
 
-    def _encode(self, tokens: TokenBatch, *, language: bool = False) -> Encoded:
-        """One pass of the backbone; with `language`, logits come with it where the head cannot be applied alone."""
+    def _encode(self, tokens: TokenBatch, *, language: bool = False, last: bool = False) -> Encoded:
+        """One pass of the backbone; with `language`, logits come with it where the head cannot be applied alone.
+
+        last: each row's last state is read, else those that predict (language) or are the marked tokens; others are
+        whatever the last layer makes of them.
+        """
         reach, form = self.shortcuts()
         core = self._core()
         flat = int(tokens.attention_BT.sum(1).max()) <= reach
         layout = Layout.of(tokens, multiple=shape_step(self.device.type, compute_dtype(self.model))) if flat else None
         inputs = self._inputs(tokens) if layout is None else layout.inputs(tokens)
         if form is not None or not language:
-            states = core.base_model(**inputs).last_hidden_state
+            with self._narrowed(tokens, layout, language=language, last=last):
+                states = core.base_model(**inputs).last_hidden_state
             return Encoded(tokens, layout, states if layout is None else states[0])
         if layout is None or not self._takes_kept_places:
             output = core(**inputs, output_hidden_states=True)
@@ -101,6 +108,21 @@ class Policy(nn.Module):
             logits_XV = output.logits[0]
         states = output.hidden_states[-1]
         return Encoded(tokens, layout, states if layout is None else states[0], logits_XV)
+
+    @contextmanager
+    def _narrowed(self, tokens: TokenBatch, layout: Layout | None, *, language: bool, last: bool) -> Iterator[None]:
+        """The last layer works only where it is read, where that can be told apart."""
+        # A checkpointed layer runs again in the backward pass, when another batch may be the one that is read.
+        if self._last_layer is None or layout is None or getattr(self._core(), "is_gradient_checkpointing", False):
+            yield
+            return
+        read = [layout.last_B] if last else []
+        if language:
+            read.append(layout.predictors(tokens.mask_BT, tokens.attention_BT))
+        elif not last:
+            read.append(layout.at(tokens.mask_BT, tokens.attention_BT))
+        with self._last_layer.only(torch.cat(read)):
+            yield
 
     def _language(self, encoded: Encoded, need: frozenset[str], temperature: float) -> PolicyOutput:
         """What the language-model head says of the counted tokens."""
@@ -130,6 +152,8 @@ class Policy(nn.Module):
                 if self.device.type == "cpu":
                     quicken_norms(core)
                 self._shortcuts = (flat_reach(core) if self._takes_positions else 0, head_form(core))
+                if self._last_layer is None and self._shortcuts[0]:
+                    self._last_layer = narrowing(core)
             if not self._shortcuts[0]:
                 _log.info("%s is given padded rows: it does not take flat ones", type(core).__name__)
         return self._shortcuts
