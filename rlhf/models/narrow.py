@@ -28,6 +28,11 @@ class LastLayer:
     modules: tuple[nn.Module, ...]
     attention: nn.Module
 
+    def drops(self) -> bool:
+        """Whether dropout acts in them now: which numbers it draws would depend on how many positions it sees."""
+        inside = (part for module in self.modules for part in module.modules())
+        return any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in inside)
+
     @contextmanager
     def only(self, rows_X: Tensor) -> Iterator[None]:
         """Inside, the last layer serves these flat positions alone."""

@@ -46,6 +46,7 @@ class Policy(nn.Module):
         self._takes_kept_places = "logits_to_keep" in arguments
         self._shortcuts: tuple[int, HeadForm | None] | None = None
         self._last_layer: LastLayer | None = None
+        quicken_norms(core)  # here, so that sampling before the first pass rounds as sampling after it
         # An embedding gives its padding row no gradient, and many models pad with their end token: it must be learned
         # where it is real. Positions that are padding are outside every mask and need no such protection.
         embeddings = core.get_input_embeddings()
@@ -113,7 +114,8 @@ class Policy(nn.Module):
     def _narrowed(self, tokens: TokenBatch, layout: Layout | None, *, language: bool, last: bool) -> Iterator[None]:
         """The last layer works only where it is read, where that can be told apart."""
         # A checkpointed layer runs again in the backward pass, when another batch may be the one that is read.
-        if self._last_layer is None or layout is None or getattr(self._core(), "is_gradient_checkpointing", False):
+        again = getattr(self._core(), "is_gradient_checkpointing", False)
+        if self._last_layer is None or layout is None or again or self._last_layer.drops():
             yield
             return
         read = [layout.last_B] if last else []
@@ -149,8 +151,6 @@ class Policy(nn.Module):
         if self._shortcuts is None or changed:
             core = self._core()
             with torch.autocast(self.device.type, enabled=False), quiet(self.model):
-                if self.device.type == "cpu":
-                    quicken_norms(core)
                 self._shortcuts = (flat_reach(core) if self._takes_positions else 0, head_form(core))
                 if self._last_layer is None and self._shortcuts[0]:
                     self._last_layer = narrowing(core)

@@ -151,3 +151,16 @@ def test_after_a_pass_the_model_itself_gives_every_position() -> None:
         before = policy.model(ids).logits
         policy(batch())
         torch.testing.assert_close(policy.model(ids).logits, before)
+
+
+def test_a_layer_with_active_dropout_is_not_narrowed() -> None:
+    import peft
+
+    adapter = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "down_proj"], lora_dropout=0.5)
+    policy = Policy(peft.get_peft_model(model_of("llama"), adapter))
+    policy.shortcuts()
+    assert policy._last_layer is not None
+    policy.train()
+    assert policy._last_layer.drops()
+    policy.eval()
+    assert not policy._last_layer.drops()
