@@ -106,28 +106,35 @@ def entry() -> NoReturn:
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     from rewards.commands import (
+        analyze,
         annotate,
         annotations,
+        compare,
         export,
         head,
         import_,
         recalibrations,
         redact,
+        replay,
         report,
         review,
         seal,
         show,
+        simulate,
         sql,
+        trigger,
         verify,
+        why,
     )
 
     parser = Parser(prog="rewards", description="Keep, read and check a reward ledger.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=Parser)
-    # In the order of a ledger's life: looked at, asked, noted on, proven, kept.
+    # In the order of a ledger's life: looked at, analysed, noted on, proven, kept.
     shown = (show, report, recalibrations, sql)
+    analysed = (analyze, compare, why, replay, trigger)
     noted = (annotate, review, annotations)
-    kept = (import_, export, head, verify, redact, seal)
-    for module in (*shown, *noted, *kept):
+    kept = (import_, export, head, verify, redact, seal, simulate)
+    for module in (*shown, *analysed, *noted, *kept):
         module.register(commands)
     return parser
 

@@ -155,6 +155,8 @@ class Controller:
         """`seed` is for the bootstrap intervals of gamma. Raises: ConfigError when two triggers have one name."""
         self.triggers = [Trigger(rule) for rule in rules]
         self.seed = seed
+        self.held: str | None = None
+        """Why no trigger may act now, for an experiment that decides itself what is changed; None where they may."""
         self._step: int | None = None
         names = [trigger.name for trigger in self.triggers]
         for name in names:
@@ -181,7 +183,7 @@ class Controller:
                 raise ConfigError(f"trigger `{trigger.name}`: the pivot of {describe(key)} has not been measured")
             if trigger.watch(step, sessions, folded) and trigger.hits >= trigger.rule.k:
                 generator = np.random.default_rng([self.seed, step, index])
-                found, schedule = _evaluate(trigger, step, schedule, trigger.gamma(generator))
+                found, schedule = _evaluate(trigger, step, schedule, trigger.gamma(generator), self.held)
                 events += found
         return events, schedule
 
@@ -200,12 +202,15 @@ class Controller:
                 trigger.load_state_dict(state["triggers"][trigger.name])
 
 
-def _evaluate(trigger: Trigger, step: int, schedule: Schedule, slope: Gamma | None) -> tuple[list[Event], Schedule]:
+def _evaluate(
+    trigger: Trigger, step: int, schedule: Schedule, slope: Gamma | None, held: str | None
+) -> tuple[list[Event], Schedule]:
     """The events of a window that reached k, and the schedule with the change if nothing objects."""
     rule, hits = trigger.rule, trigger.hits
     change = schedule.with_change(rule.category, rule.component, "widen", rule.widen)
     evidence = trigger.evidence(step)
     objections = trigger.objections(change.schedule.entries[(rule.category, rule.component)], slope)
+    objections += [held] if held is not None else []
     payload: dict[str, Any] = {
         "category": rule.category,
         "component": rule.component,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rewards.advantages import Normalised, Scale, advantages, zero_variance_fraction
+from rewards.advantages import ZERO_STD, Normalised, Scale, advantages, zero_variance_fraction
 from rewards.compose import Component, baseline
 from rewards.differential import Schedule
 from rewards.leverage import leverages
@@ -66,6 +66,8 @@ class RewardSignal:
         self.trajectory = TrajectoryIndex()
         self.scale: Scale = scale
         self.seed = seed
+        self.zero_epsilon = False
+        """Whether nothing is added to the standard deviation: then a differential on the whole reward has no effect."""
 
     def set_pivots(self, pivots: Iterable[Pivot]) -> None:
         """Pivots measured on the reference policy take effect."""
@@ -81,8 +83,8 @@ class RewardSignal:
         plain = [baseline(s.components) for s in sessions]
         groups = [s.group_id for s in sessions]
         penalty = [s.penalty for s in sessions]
-        unadjusted = advantages(_less(plain, penalty), groups, self.scale)
-        final = advantages(_less([a.adjusted for a in adjusted], penalty), groups, self.scale)
+        unadjusted = self._advantages(_less(plain, penalty), groups)
+        final = self._advantages(_less([a.adjusted for a in adjusted], penalty), groups)
         gain = np.array([schedule.gain(s.category) for s in sessions])
         advantage = final.advantage * gain
         rows = self._rows(sessions, adjusted, plain, advantage, unadjusted, final)
@@ -99,6 +101,15 @@ class RewardSignal:
         ]
         events, self.schedule = self.controller.observe(step, observed, schedule)
         return StepSignal(advantage, rows, events, leverage, zero_variance_fraction(final.std))
+
+    def _advantages(self, values: Sequence[float | None], groups: Sequence[str]) -> Normalised:
+        if not self.zero_epsilon:
+            return advantages(values, groups, self.scale)
+        # The smallest number there is changes no standard deviation, and 0 over it is 0.
+        found = advantages(values, groups, self.scale, float(np.finfo(np.float64).tiny))
+        # Where all that differs is rounding, there is nothing to standardise.
+        found.advantage[found.std <= ZERO_STD] = 0.0
+        return found
 
     def _rows(
         self,

@@ -1,4 +1,4 @@
-"""`rlhf ...`: run stages and pipelines, show configurations, describe the environment.
+"""`rlhf ...`: run stages and pipelines, fork runs, show configurations, describe the environment.
 
 Exit codes: 0 done, 1 a check failed, 2 bad usage or bad input, 3 a run that stopped itself. Configuration, missing-file
 and raw-row errors come before torch is loaded.
@@ -25,7 +25,7 @@ STAGE_HELP = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
-    from rlhf import config_cli, plan_cli
+    from rlhf import config_cli, fork_cli, notebook_cli, plan_cli
     from rlhf.launch import add_run_arguments
 
     parser = Parser(prog="rlhf", description="Tuning in which every reward can be accounted for.")
@@ -37,6 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub = commands.add_parser("run", help="a pipeline: a chain of stages, outputs feeding inputs")
     sub.add_argument("pipeline", metavar="PIPELINE.yaml")
     add_run_arguments(sub)
+    fork_cli.add_parser(commands)
+    notebook_cli.add_parser(commands)
     plan_cli.add_parser(commands)
     config_cli.add_parser(commands)
     sub = commands.add_parser("env", help="versions, threads and devices")
@@ -65,6 +67,14 @@ def _dispatch(args: argparse.Namespace, rest: list[str], parser: argparse.Argume
         from rlhf import plan_cli
 
         return plan_cli.run(args, rest)
+    if args.command == "fork":
+        from rlhf import fork_cli
+
+        return fork_cli.run(args, rest)
+    if args.command == "notebook":
+        from rlhf import notebook_cli
+
+        return notebook_cli.run(args, rest)
     if args.command == "env":
         from rlhf import environment
 

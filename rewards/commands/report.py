@@ -1,4 +1,4 @@
-"""`rewards report`: one page and one document about a run."""
+"""`rewards report`: one page about a run, and the same as a document, as Markdown and as a picture."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rewards.commands.arguments import About, Commands, add_command
 from rewards.commands.output import say
 from rewards.errors import UserError
 
-ABOUT = About("one HTML page and one JSON document about a run")
+ABOUT = About("one HTML page about a run; the same as JSON, its findings as Markdown, its curves as PNG")
 
 
 def register(commands: Commands) -> None:
@@ -20,20 +20,27 @@ def register(commands: Commands) -> None:
     parser.add_argument(
         "--json", metavar="FILE.json", nargs="?", const="-", help="write the document here; without a file, to stdout"
     )
+    parser.add_argument("--md", metavar="FILE.md", type=Path, help="write the findings here as Markdown")
+    parser.add_argument("--png", metavar="FILE.png", type=Path, help="draw the curves here")
 
 
 def run(args: argparse.Namespace) -> int:
     """Builds the report and writes what was asked for; 1 when the ledger does not verify."""
     from rewards.ledger import Ledger
-    from rewards.report import build_report, dumps, write_html, write_json
+    from rewards.report import build_report, dumps, write_html, write_json, write_markdown
+    from rewards.report.picture import write_png
 
-    if args.out is None and args.json is None:
-        raise UserError("nothing to write: give --out report.html, --json report.json, or both")
+    if not any((args.out, args.json, args.md, args.png)):
+        raise UserError("nothing to write: give --out report.html, --json report.json, --md or --png, or several")
     with Ledger.open(args.ledger) as ledger:
         report = build_report(ledger, args.run)
     said = [f"run {report.data['run']}: {report.data['sessions']:,} sessions"]
     if args.out is not None:
         said.append(f"page: {write_html(report, args.out)}")
+    if args.md is not None:
+        said.append(f"findings: {write_markdown(report, args.md)}")
+    if args.png is not None:
+        said.append(f"picture: {write_png(report.data, args.png)}")
     if args.json == "-":
         print(dumps(report.data), end="")
     elif args.json is not None:

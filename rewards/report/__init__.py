@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rewards.ledger import Ledger
     from rewards.report.build import Report
 
-__all__ = ["build_report", "write_html", "write_json", "write_report"]
+__all__ = ["build_report", "write_html", "write_json", "write_markdown", "write_report"]
 
 
 def build_report(ledger: Ledger, run_id: str | None = None) -> Report:
@@ -38,6 +38,13 @@ def write_html(report: Report, path: str | os.PathLike[str]) -> Path:
 def write_json(report: Report, path: str | os.PathLike[str]) -> Path:
     """Writes the document. Raises: UserError when the file cannot be written."""
     return _write(Path(path), dumps(report.data))
+
+
+def write_markdown(report: Report, path: str | os.PathLike[str]) -> Path:
+    """Writes the findings as Markdown. Raises: UserError when the file cannot be written."""
+    from rewards.report.markdown import markdown
+
+    return _write(Path(path), markdown(report.data))
 
 
 def write_report(

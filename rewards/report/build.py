@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from rewards.analysis import constraint, convergence, recalibrations, summary
+from rewards.analysis.analyze import analyze
 from rewards.analysis.columns import component_roles, floats, strings, where
+from rewards.analysis.data import RunData
 from rewards.report import origin, redacted
 from rewards.report.record import Record
 
@@ -57,6 +59,8 @@ def build(record: Record) -> Report:
         "samples": len(samples),
         "ledger": {"head": record.head, "verified": record.verified, "first_bad": record.first_bad},
     }
+    data["analysis"] = analyze(RunData.of_table(table, own, record.run_id), record.forks)
+    data["convergence"]["marks"] += _boundaries(data["analysis"]["segmentation"])
     data["limits"] = _limits(record, data)
     cleaned: dict[str, Any] = _clean(data)
     return Report(cleaned, samples)
@@ -78,6 +82,7 @@ def _summary(record: Record, own: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         "steps": run.get("steps"),
         "status": run.get("status"),
         "config_digest": started[-1].get("config_digest") if started else None,
+        "code_commit": started[-1].get("code_commit") if started else None,
         "sessions_without_reward": int((~np.isfinite(baseline)).sum()),
         "evaluation_sessions": record.sessions.num_rows - table.num_rows,
         "window": windows[0].stop if windows else 0,
@@ -143,6 +148,20 @@ def _marks(
         label = f"weight of {payload.get('category')} becomes {payload.get('weight')}"
         add("mixture", session, payload.get("from_step", event.get("step")), label)
     return [found[place] for place in sorted(found)]
+
+
+def _boundaries(segmentation: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Where phases of the reward begin and end, as marks on its curve."""
+    said = {"step": "the level or the spread changes", "ramp_start": "a gradual change begins", "ramp_end": "it ends"}
+    return [
+        {
+            "kind": "phase",
+            "session": found["session"] - 1,
+            "step": found["step"],
+            "labels": [said[found["kind"]] + (f"; near: {found['near_event']}" if found.get("near_event") else "")],
+        }
+        for found in segmentation.get("boundaries") or []
+    ]
 
 
 def _statement(record: Record) -> str | None:

@@ -88,7 +88,7 @@ def figure(name: str, spec: Spec | None, caption: str) -> Markup:
 
 
 def _marks(marks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    letters = {"recalibration": "R", "mixture": "M"}
+    letters = {"recalibration": "R", "mixture": "M", "phase": "P"}
     seen: dict[str, int] = {}
     found = []
     for mark in marks:
@@ -96,7 +96,7 @@ def _marks(marks: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             continue
         letter = letters[mark["kind"]]
         seen[letter] = seen.get(letter, 0) + 1
-        what = "Recalibration" if letter == "R" else "Mixture"
+        what = {"R": "Recalibration", "M": "Mixture", "P": "Phase"}[letter]
         text = (
             f"{what} after session {count(mark['session'])} (step {count(mark['step'])}). {'; '.join(mark['labels'])}"
         )

@@ -5,13 +5,15 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from rewards.report import schedule, sections
+from rewards.report import findings, schedule, sections
 from rewards.report.build import Report
 from rewards.report.cells import Markup, count, counted, join, nothing, number, paragraph, section, table, tag
 from rewards.report.charts import specs
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 CONTENTS = (
+    ("alarms", "Attention"),
+    ("claims", "Claims"),
     ("overview", "First and last"),
     ("stages", "Stages"),
     ("convergence", "Convergence"),
@@ -31,6 +33,8 @@ def render(report: Report) -> str:
     main = join(
         [
             _header(data),
+            findings.alarms(data),
+            findings.claims(data),
             sections.overview(data),
             sections.stages(data),
             sections.convergence(data, charts),
@@ -157,6 +161,7 @@ def _run(data: Mapping[str, Any]) -> Markup:
         ["evaluation sessions", count(told["evaluation_sessions"])],
         ["sessions without a reward", count(told["sessions_without_reward"])],
         ["configuration digest", tag("code", told["config_digest"])],
+        ["code commit", tag("code", told["code_commit"])],
         ["ledger head", tag("code", data["ledger"]["head"])],
     ]
     parts: list[object] = [table("This run", ["", "value"], facts, numeric=False)]

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rewards.analysis import forks
 from rewards.errors import LedgerError
 from rewards.runs import ONLINE, choose_run, pipeline_kinds, unknown_run
 
@@ -23,7 +24,8 @@ class Record:
     """Everything a report reads.
 
     sessions: live rows of the run, train rows first and in session order, with texts; events: live events of all runs
-    of its pipeline; runs: one entry for every run of the ledger; superseded: rows of the run that no longer count.
+    of its pipeline; runs: one entry for every run of the ledger; superseded: rows of the run that no longer count;
+    forks: what forks of the run showed.
     """
 
     run_id: str
@@ -34,6 +36,7 @@ class Record:
     verified: bool | None = None
     first_bad: str | None = None
     superseded: int | None = None
+    forks: Mapping[str, Any] | None = None
     train: pa.Table = field(init=False)
     steps: NDArray[np.int64] = field(init=False)
 
@@ -97,4 +100,5 @@ def read_record(ledger: Ledger, run_id: str | None = None) -> Record:
         verified=verification.ok,
         first_bad=verification.first_bad,
         superseded=superseded,
+        forks=forks.section(ledger, run_id),
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 from rewards.report.cells import Markup, count, join, nothing, number, paragraph, section, table, tag
 from rewards.report.charts import Spec, figure
+from rewards.report.findings import effects
 
 Data = Mapping[str, Any]
 
@@ -16,6 +17,7 @@ def recalibrations(data: Data, specs: Mapping[str, Spec]) -> Markup:
         head = ["", "after session", "step", "category", "component", "differential", "evidence", "approval"]
         rows = [[f"R{place}", *_change(row)] for place, row in enumerate(data["recalibrations"], start=1)]
         parts.append(table("Recalibrations", head, rows, numeric=False))
+        parts.append(effects(data["analysis"]["recalibrations"]))
         said = [
             tag("li", join([tag("strong", f"R{place}. "), row["statement"]]))
             for place, row in enumerate(data["recalibrations"], start=1)

@@ -83,7 +83,7 @@ def drive(run: Run, work: StageWork, engine: Engine, stopping: EarlyStopping, st
     plan = _plan(run, work)
     try:
         with run.reporter:
-            if run.start is None:
+            if run.start is None or run.forked:
                 work.begin()
             last = train(engine, work, plan, hooks, start_step=start_step, stopping=stopping)
             outcome = work.finish(last)

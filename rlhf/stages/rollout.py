@@ -69,6 +69,7 @@ class Sampler:
         self.run, self.policy, self.samples = run, policy, samples
         config: GRPOConfig = run.config  # type: ignore[assignment]
         self.train, self.section = config.train, config.reward
+        self.seed = config.train.seed
         self.composer = Composer.from_config(self.section, model_rewards(run))
         self.classifier: Callable[..., Any] | None = None
         if self.section.classifier is not None:
@@ -88,6 +89,10 @@ class Sampler:
                     f"are {', '.join(present) or 'none'}"
                 )
 
+    def reseed(self, seed: int) -> None:
+        """Other prompts and samples from the next rollout on; rows, pivots and evaluations keep the run's seed."""
+        self.seed = self.mixture.seed = seed
+
     def group_sizes(self, rollout: int) -> list[int]:
         """Completions of each group of a rollout (counted from 0); only the run's last group may be smaller."""
         full = [self.train.num_generations] * self.groups
@@ -104,7 +109,7 @@ class Sampler:
         mine = np.array_split(np.arange(len(sizes)), self.run.accelerator.num_processes)[
             self.run.accelerator.process_index
         ]
-        seeds = [[sample_seed(self.train.seed, step, g, k) for k in range(sizes[g])] for g in mine]
+        seeds = [[sample_seed(self.seed, step, g, k) for k in range(sizes[g])] for g in mine]
         answers = self._answer(self.policy, [self.samples[chosen[g]] for g in mine], seeds)
         return answers, [f"{step}-{g}" for g in mine for _ in range(sizes[g])]
 

@@ -19,7 +19,7 @@ from rlhf.config import StageConfig
 from rlhf.models.load import load_policy
 from rlhf.stages.drive import drive, prepare
 from rlhf.stages.inputs import Inputs
-from rlhf.stages.work import Run, StageWork
+from rlhf.stages.work import Origin, Run, StageWork
 from rlhf.train import checkpoint
 from rlhf.train.progress import Mode, Reporter
 from rlhf.train.record import Recorder
@@ -57,9 +57,11 @@ def run_stage(
     *,
     resume: bool = False,
     progress: Mode = "auto",
+    origin: Origin | None = None,
 ) -> dict[str, Any]:
     """Runs one stage from configuration to saved model; returns what run.json holds.
 
+    origin: of a run that is forked off another; with `resume` it goes on from a checkpoint of its own where it has one.
     Raises: UserError for input that cannot be used, RunStopped when the run stopped itself.
     """
     config: StageConfig = loaded.config
@@ -67,6 +69,9 @@ def run_stage(
     accelerator = open_accelerator(config, output_dir)
     named = config.train.resume_from_checkpoint
     found = checkpoint.find_checkpoint(output_dir, named) if resume or named is not None else None
+    forked = found is None and origin is not None
+    if found is None and origin is not None:
+        found = origin.checkpoint
     start = checkpoint.load_state(found) if found is not None else None
     torch.manual_seed(config.train.seed + accelerator.process_index)
     if accelerator.is_main_process:
@@ -75,16 +80,20 @@ def run_stage(
     policy.to(accelerator.device)
     run_id = config.train.run_name or stage
     path = Path(config.ledger.path) if config.ledger.path else output_dir / "ledger"
+    position = start["ledger"] if start else None
     recorder = Recorder(
         path,
         run_id,
         accelerator,
         pipeline_id=config.ledger.pipeline_id,
-        resume=start["ledger"] if start else None,
+        resume=None if forked else position,
+        fork_of=position if forked else None,
+        arm=origin.arm if origin is not None else None,
     )
     try:
         reporter = Reporter(stage, 0, progress, main=accelerator.is_main_process, every=config.train.logging_steps)
         run = Run(stage, loaded, inputs, run_id, output_dir, accelerator, recorder, policy, tokenizer, reporter, start)
+        run.origin, run.forked = origin, forked
         run.say([*loaded.warnings, *inputs.lines])
         work = make_work(run)
         start_from = prepare(run, work, found)
@@ -118,13 +127,15 @@ def _announce(run: Run, found: Path | None) -> None:
             "resume_step": run.start["step"] if run.start else None,
             "world_size": run.accelerator.num_processes,
             "versions": environment.versions(),
+            "code_commit": environment.code_commit(),
             "threads": torch.get_num_threads(),
             "device": str(run.accelerator.device),
             "statement": config.ledger.statement,
+            **(run.origin.record if run.origin is not None else {}),
         },
         step=run.start["step"] if run.start else 0,
     )
-    if run.start is not None:
+    if run.start is not None and not run.forked:
         run.recorder.event(
             "resumed",
             {"resume_step": run.start["step"], "from_attempt": run.start["ledger"]["attempt"], "path": str(found)},

@@ -18,6 +18,18 @@ from rlhf.train.progress import Reporter
 from rlhf.train.record import Recorder
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a run begins that is forked off another one: at the other's checkpoint, as an arm of an experiment.
+
+    record: what the start of each of its attempts says about it.
+    """
+
+    checkpoint: Path
+    arm: str
+    record: dict[str, Any]
+
+
 @dataclass
 class Run:
     """One stage of training: configuration, pieces and where it writes."""
@@ -34,6 +46,9 @@ class Run:
     reporter: Reporter
     start: dict[str, Any] | None = None
     """state.json of the checkpoint that the run resumes from."""
+    origin: Origin | None = None
+    forked: bool = False
+    """Whether that checkpoint is another run's, which this one is forked off."""
 
     @property
     def config(self) -> StageConfig:
@@ -89,7 +104,7 @@ class StageWork(Work, Protocol):
         """Identity of the reference and of the data, compared on resume."""
 
     def begin(self) -> None:
-        """Called once before the first step of a fresh run (not on resume)."""
+        """Called once before the first step of a fresh run or of a fork (not on resume)."""
 
     def finish(self, step: int) -> dict[str, Any]:
         """Called after the last step; what it returns goes into run.json."""

@@ -28,9 +28,12 @@ class Recorder:
         *,
         pipeline_id: str | None,
         resume: dict[str, Any] | None,
+        fork_of: dict[str, Any] | None = None,
+        arm: str | None = None,
     ) -> None:
         self.path, self.run_id, self.accelerator = path, run_id, accelerator
         self.pipeline_id, self.resume = pipeline_id, resume
+        self.fork_of, self.arm = fork_of, arm
         self.ledger: Ledger | None = None
         self.writer: Any = None
 
@@ -52,7 +55,12 @@ class Recorder:
             try:
                 self.ledger = Ledger.open(self.path, create=True)
                 self.writer = self.ledger.writer(
-                    self.run_id, writer=0, resume=self.resume, pipeline_id=self.pipeline_id
+                    self.run_id,
+                    writer=0,
+                    resume=self.resume,
+                    fork_of=self.fork_of,
+                    arm=self.arm,
+                    pipeline_id=self.pipeline_id,
                 )
                 shared = [self.writer.attempt, None]
             except UserError as error:
