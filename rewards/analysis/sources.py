@@ -72,6 +72,7 @@ class LedgerSource:
         found = self._ask("SELECT max(session_offset + sessions) FROM blocks WHERE run_id = ? AND live", [run_id])
         self._sessions = int(found.fetchall()[0][0] or 0)
         self._places: dict[str, list[int]] | None = None
+        self._roles: dict[str, str] = {}
 
     @classmethod
     @contextmanager
@@ -94,7 +95,7 @@ class LedgerSource:
         """See `Source`."""
         if name not in BY_NAME:
             return np.full(self._sessions, np.nan)
-        return self._column(f'CAST("{name}" AS DOUBLE)')
+        return np.asarray(self._column(f'CAST("{name}" AS DOUBLE)'), dtype=np.float64)
 
     def component(self, name: str, field: str) -> Floats:
         """See `Source`."""
