@@ -79,7 +79,9 @@ def _agreement(document: Data) -> Iterator[dict[str, Any]]:
         yield _alert("warning", "agreement", f"{some} of annotators stood against the review that closed it.")
     alpha = (found.get("alpha") or {}).get("estimate")
     if alpha is not None and alpha < LEAST_ALPHA:
-        yield _alert("warning", "agreement", f"Annotators agree little: alpha {alpha:.2f}, n {found['items']} items.")
+        yield _alert(
+            "warning", "agreement", f"Annotators agree little: alpha {alpha:.2f}, n {found['alpha']['n']} items."
+        )
 
 
 def _convergence(document: Data) -> Iterator[dict[str, Any]]:

@@ -96,7 +96,7 @@ def compare(
 
     limits: what a value can be, for the e-process; by default 0 to 1 where all values are in it.
     A regression is a worse mean whose interval leaves out 0 (for yes or no also McNemar's p < .05), a category that is
-    worse after Benjamini-Hochberg at q = .1, or a worse mean of the worst 5 %. Each of the three has its own error rate:
+    worse after Benjamini-Hochberg at q = .1, or a worse mean of the worst 5 %. The three have error rates of their own:
     without any change about one comparison in ten is called a regression.
     Raises: UserError for too few common prompts, or values outside the limits.
     """

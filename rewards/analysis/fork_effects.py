@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from scipy.special import gammaincinv, ndtr, stdtrit
 
 from rewards.analysis.intervals import CONFIDENCE
@@ -53,7 +52,7 @@ def paired_effect(treated: Floats, control: Floats) -> dict[str, Any]:
         return found | {"low": 0.0, "high": 0.0, "why": "the arms do not differ in any pair: there is no spread"}
     if sd <= TIE * float(np.abs(d).max()):
         return found | {"why": "every pair has the same difference: their spread gives no interval"}
-    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * sd / np.sqrt(n)
+    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2)) * sd / float(np.sqrt(n))
     found |= {"low": found["estimate"] - half, "high": found["estimate"] + half, "mde": paired_mde(sd, n)}
     return found
 
@@ -93,6 +92,8 @@ def paired_mde(sd: float, n: int, power: float = POWER, confidence: float = CONF
     """
     if n < 2 or not sd > 0:
         raise ValueError(f"a smallest detectable difference needs two pairs and a spread, got n={n}, sd={sd}")
+    from scipy.optimize import brentq  # takes half a second to import, and few runs were forked
+
     df = n - 1
     limit = float(stdtrit(df, 0.5 + confidence / 2))
     spread = np.sqrt(2 * gammaincinv(df / 2, _NODES) / df)

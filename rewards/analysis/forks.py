@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from scipy.stats import false_discovery_control
 
 from rewards.analysis.columns import component, component_roles, floats, strings
 from rewards.analysis.fork_effects import paired_effect
 from rewards.analysis.fork_words import MEANINGS, fork_verdict, outcome_verdict
+from rewards.analysis.multiplicity import benjamini_hochberg
 from rewards.text import fold
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ def _outcomes(
 def _adjust(rows: Sequence[dict[str, Any]]) -> None:
     """p_adjusted: the primary outcome was named beforehand and stands alone; Benjamini-Hochberg over all others."""
     others = [row for row in rows if not row["primary"] and row["p"] is not None]
-    adjusted = false_discovery_control([row["p"] for row in others]) if others else []
+    adjusted = benjamini_hochberg([row["p"] for row in others])
     for row in rows:
         row["p_adjusted"] = row["p"]
     for row, value in zip(others, adjusted, strict=True):

@@ -45,7 +45,7 @@ def section(data: RunData) -> Data:
     found["boundaries"] = _boundaries(series, blocks, shape, found["known_breaks"])
     found["phases"] = _phases(data.sessions, series, blocks, shape)
     found["by_category"] = [_category(data, code) for code in range(len(data.names))]
-    found["reweighted"] = _reweighted(data, series, blocks, shape)
+    found["reweighted"] = _reweighted(data, series, blocks, shape, found["boundaries"])
     found["high_to_low"] = _high_to_low(series)
     found["mde"] = smallest_shift(blocks, shape)
     found["warnings"] = list(_warnings(data, series, blocks, found))
@@ -72,7 +72,7 @@ def smallest_shift(blocks: Blocks, shape: Shape) -> Data:
     """The smallest steps, half-way through the longest phase, that are found in four runs of five.
 
     A step in the mean of d standard deviations of a block gains L log(1 + d^2 / 4) on average, one in the log variance
-    L d^2 / 4; either must exceed 4 log K.
+    L d^2 / 4; either must exceed 4 log K less 6, which noise in the other track and the search for the place add.
     inflation: the variance of a block's level over that of independent sessions.
     Units: mean_shift: those of the outcome (log-odds for two values); sd_ratio: later over earlier, of a narrowing.
     """
@@ -83,10 +83,10 @@ def smallest_shift(blocks: Blocks, shape: Shape) -> Data:
     found |= {"power": POWER, "inflation": None, "log_odds": blocks.spread is None, "why": None}
     if length < 2 * LEAST_BLOCKS:
         return found | {"why": f"the longest phase has {length} blocks and cannot be divided"}
-    # Differences of neighbours: a ramp inside the phase is no noise.
-    noise = float(np.sqrt((np.diff(blocks.level[part]) ** 2).mean() / 2))
+    # Differences of neighbours: a ramp inside the phase is no noise, nor is a first block that the step runs through.
+    noise = float(np.sqrt((np.diff(blocks.level[part][1:]) ** 2).mean() / 2))
     found["inflation"] = noise**2 / float(blocks.noise[part].mean())
-    gain = (float(np.sqrt(4 * np.log(len(blocks)))) + float(ndtri(POWER))) ** 2 / length
+    gain = (float(np.sqrt(4 * np.log(len(blocks)) - 6)) + float(ndtri(POWER))) ** 2 / length
     found["mean_shift"] = 2 * float(np.sqrt(np.expm1(gain))) * noise
     if blocks.spread is not None:
         found["sd_ratio"] = float(np.exp(-np.sqrt(gain) * spread_noise(blocks.spread)))
@@ -122,26 +122,35 @@ def _phases(sessions: int, series: Series, blocks: Blocks, shape: Shape) -> list
     return rows
 
 
-def _log_sd(blocks: Blocks, part: slice) -> tuple[float | None, float]:
-    """Log of the sd of a phase and its variance by leaving out one block at a time; None where there is no spread."""
+def _log_sd(blocks: Blocks, part: slice) -> tuple[float | None, float | None]:
+    """Log of the sd of a phase, None where there is no spread, and its variance by leaving out one block at a time."""
     n, mean = blocks.n[part], blocks.mean[part] - blocks.mean[part].mean()
     sums = np.array([n, n * mean, (n - 1) * blocks.variance[part] + n * mean**2])
-    whole, count = sums.sum(axis=1), len(n)
-    left = np.c_[whole, whole[:, None] - sums]
+    whole, count = sums.sum(axis=1, keepdims=True), len(n)
+    left = np.c_[whole, whole - sums] if count > 1 else whole
     variance = (left[2] - left[1] ** 2 / left[0]) / (left[0] - 1)
-    if np.any(variance <= 1e-12 * max(float(blocks.variance.max()), 1e-300)):
-        return None, 0.0
-    logs = np.log(variance) / 2
-    return float(logs[0]), float((count - 1) / count * ((logs[1:] - logs[1:].mean()) ** 2).sum())
+    none = 1e-12 * float(blocks.variance.max())
+    if variance[0] <= none:
+        return None, None
+    log = float(np.log(variance[0])) / 2
+    if count < 2 or np.any(variance <= none):
+        return log, None
+    logs = np.log(variance[1:]) / 2
+    return log, float((count - 1) / count * ((logs - logs.mean()) ** 2).sum())
 
 
-def _ratio(later: tuple[float | None, float], first: tuple[float | None, float]) -> Data:
-    if later[0] is None or first[0] is None:
-        value = 0.0 if later[0] is None and first[0] is not None else None
-        return {"sd_ratio_to_first": value, "sd_ratio_interval": [None, None]}
-    difference, half = later[0] - first[0], float(ndtri(0.5 + CONFIDENCE / 2)) * np.sqrt(later[1] + first[1])
-    limits = [float(np.exp(difference + sign * half)) for sign in (-1, 1)]
-    return {"sd_ratio_to_first": float(np.exp(difference)), "sd_ratio_interval": limits}
+def _ratio(later: tuple[float | None, float | None], first: tuple[float | None, float | None]) -> Data:
+    none: Data = {"sd_ratio_to_first": None, "sd_ratio_interval": [None, None]}
+    if first[0] is None:
+        return none
+    if later[0] is None:
+        return none | {"sd_ratio_to_first": 0.0}
+    difference = later[0] - first[0]
+    none["sd_ratio_to_first"] = float(np.exp(difference))
+    if later[1] is None or first[1] is None:
+        return none
+    half = float(ndtri(0.5 + CONFIDENCE / 2)) * float(np.sqrt(later[1] + first[1]))
+    return none | {"sd_ratio_interval": [float(np.exp(difference + sign * half)) for sign in (-1, 1)]}
 
 
 def _category(data: RunData, code: int) -> Data:
@@ -154,7 +163,7 @@ def _category(data: RunData, code: int) -> Data:
     return row | {"shape": shape.kind, "boundaries": _boundaries(series, blocks, shape, []), "why": None}
 
 
-def _reweighted(data: RunData, series: Series, blocks: Blocks, shape: Shape) -> Data:
+def _reweighted(data: RunData, series: Series, blocks: Blocks, shape: Shape, was: Sequence[Data]) -> Data:
     found: Data = {"shape": None, "boundaries": [], "mixture_only": [], "left_out": [], "verdict": None}
     if len(data.names) < 2:
         return found | {"why": "fewer than two categories: there is no mixture that could have changed"}
@@ -164,19 +173,28 @@ def _reweighted(data: RunData, series: Series, blocks: Blocks, shape: Shape) -> 
     held = shape_of(steady)
     found |= {"shape": held.kind, "boundaries": _boundaries(series, steady, held, []), "why": None}
     gone = [cut for cut in shape.cuts if all(abs(cut - other) > SAME_BLOCKS for other in held.cuts)]
-    found["mixture_only"] = [int(series.sessions[min(blocks.edges[cut], len(series.values) - 1)]) for cut in gone]
+    if held.kind in ("none", shape.kind):
+        found["mixture_only"] = [row["session"] for cut, row in zip(shape.cuts, was, strict=True) if cut in gone]
+    return found | {"verdict": _mixture_verdict(shape, held, found)}
+
+
+def _mixture_verdict(shape: Shape, held: Shape, found: Data) -> str:
     if not shape.cuts:
-        text = "No phases, with or without the mixture of categories held at its share of the run."
-        found["verdict"] = text if not held.cuts else "Phases show only once the mixture of categories is held steady."
-    elif gone:
+        if not held.cuts:
+            return "No phases, with or without the mixture of categories held at its share of the run."
+        return "Phases show only once the mixture of categories is held steady."
+    if found["mixture_only"]:
         places = ", ".join(f"{session:,}" for session in found["mixture_only"])
-        found["verdict"] = (
-            f"With every category at its share of the run, nothing begins or ends near session {places}: "
-            "the mixture of categories is a sufficient account of that change."
+        return (
+            f"With every category at its share of the run no change is found near session {places}: "
+            "the mixture of categories is a sufficient account of it."
         )
-    else:
-        found["verdict"] = "The boundaries stay where they are with every category at its share of the run."
-    return found
+    if held.kind != shape.kind:
+        places = " and ".join(f"{row['session']:,}" for row in found["boundaries"])
+        kind = "a gradual change, its ends at" if held.kind == "ramp" else "steps at"
+        whole = "With every category at its share of the run there is a change too"
+        return f"{whole}, but it reads as {kind} session {places}."
+    return "The boundaries stay where they are with every category at its share of the run."
 
 
 def _high_to_low(series: Series) -> Data:
@@ -243,8 +261,9 @@ def _verdict(found: Data) -> str:
     end = (
         f"the last phase has {last['sd_ratio_to_first']:.2f} times the spread of the first"
         if (last["sd_ratio_to_first"] is not None)
-        else "the spread of the first phase is 0"
+        else "the first phase has no spread"
     )
     if found["shape"] == "ramp":
         return f"One gradual change from session {places[0]} to {places[1]}; {end} ({size})."
-    return f"{len(found['phases'])} phases, with steps at session {', '.join(places)}; {end} ({size})."
+    steps = f"a step at session {places[0]}" if len(places) == 1 else f"steps at sessions {', '.join(places)}"
+    return f"{len(found['phases'])} phases, {steps}; {end} ({size})."

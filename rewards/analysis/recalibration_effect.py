@@ -9,6 +9,7 @@ import numpy as np
 from rewards.analysis.constraint import AROUND, leverage
 from rewards.analysis.data import RunData
 from rewards.analysis.event_bins import Design, Sessions
+from rewards.analysis.multiplicity import benjamini_hochberg
 from rewards.analysis.recalibration_comparison import needed_sessions, outcome_effect
 from rewards.analysis.recalibration_outcomes import Event, Texts, Timeline, compliance
 from rewards.analysis.recalibration_verdicts import event_verdict, outcome_verdict, spill_refusal
@@ -177,9 +178,5 @@ def _judge(entries: list[dict[str, Any]]) -> None:
 
 
 def adjust(p: list[float]) -> list[float]:
-    """Benjamini and Hochberg's adjusted p. Source: Benjamini & Hochberg 1995."""
-    if not p:
-        return []
-    from scipy.stats import false_discovery_control  # takes most of a second to import
-
-    return [float(found) for found in false_discovery_control(p)]
+    """Benjamini and Hochberg's adjusted p."""
+    return [float(found) for found in benjamini_hochberg(p)]

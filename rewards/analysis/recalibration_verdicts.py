@@ -26,8 +26,8 @@ def supported(found: Data) -> bool:
 def spill_refusal(before: float, after: float) -> str:
     """Why there is no comparison with the other categories."""
     return (
-        f"refused: the recorded spill after the event is {after:.2f}, before it {before:.2f}, a ratio more than .05 from "
-        "1: the change also moved the other categories, so they are no controls"
+        f"refused: the recorded spill after the event is {after:.2f}, before it {before:.2f}, a ratio more than .05 "
+        "from 1: the change also moved the other categories, so they are no controls"
     )
 
 

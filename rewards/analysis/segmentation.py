@@ -18,7 +18,7 @@ LEAST_SESSIONS = 8
 LEAST_BLOCKS = 8
 FEWEST_BLOCKS = 16
 # Times the rarer of two values is expected in a block: fewer, and the logit of a block jumps between few values.
-LEAST_RARE = 5
+LEAST_RARE = 10
 # Part of the variance that independent sessions would give a block mean, below which a phase's scatter is not believed.
 FLOOR = 0.1
 
@@ -189,10 +189,11 @@ def mixed_costs(blocks: Blocks) -> Floats:
     """Cost of leaving a block out of both phases that meet in it: what it is like under the whole run's spread.
 
     In a long run a step falls inside a block that is like neither side, by many times the noise of either; without this
-    way out such a block would make a phase of its own with seven innocent neighbours. Shapes: (K,).
+    way out such a block would make a phase of its own with seven innocent neighbours. It costs as much as four phases:
+    an outlier of a heavy-tailed series is not worth that. Shapes: (K,).
     """
     level, _ = _standard(blocks.level)
-    cost = level * level - 1 + 4 * np.log(len(level))
+    cost = level * level - 1 + 16 * np.log(len(level))
     if blocks.spread is not None:
         noise, whole = spread_noise(blocks.spread) ** 2, float(blocks.spread.var()) or 1.0
         cost += np.log(whole / noise) + (blocks.spread - blocks.spread.mean()) ** 2 / whole

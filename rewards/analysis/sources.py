@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float64]
 _FIELDS = ("raw", "value", "weight", "pivot", "differential_pct")
+_TOGETHER = ("raw", "value")
+_HELD_BYTES = 3 << 28
 
 
 class TableSource:
@@ -73,6 +75,8 @@ class LedgerSource:
         self._sessions = int(found.fetchall()[0][0] or 0)
         self._places: dict[str, list[int]] | None = None
         self._roles: dict[str, str] = {}
+        self._same: bool | None = None
+        self._numbers: dict[tuple[str, str], Floats] = {}
 
     @classmethod
     @contextmanager
@@ -101,6 +105,9 @@ class LedgerSource:
         """See `Source`."""
         if field not in _FIELDS:
             raise ValueError(f"a component has no number `{field}`")
+        if field in _TOGETHER and self._together():
+            known = self._numbers.get((name, field))
+            return np.full(self._sessions, np.nan) if known is None else known
         values = np.full(self._sessions, np.nan)
         for place in self._component_places().get(name, []):
             item = f"components[{place}]"
@@ -111,8 +118,48 @@ class LedgerSource:
 
     def roles(self) -> dict[str, str]:
         """See `Source`."""
-        self._component_places()
+        if not self._together():
+            self._component_places()
         return dict(self._roles)
+
+    def _together(self) -> bool:
+        """Reads what most sections ask of components in one pass over the sessions, where all list the same ones.
+
+        Lists are slow to read, whatever is taken of them. False where sessions differ or there is too much to hold.
+        """
+        if self._same is None:
+            query = f"SELECT components FROM live WHERE {_MINE} LIMIT 1"  # any: all are compared with it
+            first = [row[0] or [] for row in self._ask(query, [self._run_id]).fetchall()]
+            listed = first[0] if first else []
+            size = len(listed) * len(_TOGETHER) * 8 * self._sessions
+            names = [part["name"] for part in listed]
+            self._same = size <= _HELD_BYTES and len(set(names)) == len(names) and self._read_together(listed)
+        return self._same
+
+    def _read_together(self, listed: list[dict[str, Any]]) -> bool:
+        shown = [f"CAST(components[{place}].{field} AS DOUBLE)" for place, field in _pairs(len(listed))]
+        parameters: list[Any] = [len(listed)]
+        same = ["len(components) = ?"]
+        for place, part in enumerate(listed, start=1):
+            for key in ("name", "role"):
+                same.append(f"components[{place}].{key} IS NOT DISTINCT FROM ?")
+                parameters.append(part[key])
+        columns = ", ".join(["session", f"({' AND '.join(same)}) IS TRUE", *shown])
+        query = f"SELECT {columns} FROM live WHERE {_MINE}"
+        values = [np.full(self._sessions, np.nan) for _ in shown]
+        for batch in self._ask(query, [*parameters, self._run_id]).to_arrow_reader(1 << 18):
+            if not pc.all(batch.column(1)).as_py():
+                return False
+            places = batch.column(0).to_numpy(zero_copy_only=False) - 1
+            for number, target in enumerate(values, start=2):
+                target[places] = pc.fill_null(batch.column(number), np.nan).to_numpy(zero_copy_only=False)
+        for (place, field), found in zip(_pairs(len(listed)), values, strict=True):
+            name = listed[place - 1]["name"]
+            self._roles[name] = listed[place - 1]["role"]
+            other = self._numbers.get((name, _TOGETHER[0]))
+            equal = other is not None and np.array_equal(other, found, equal_nan=True)
+            self._numbers[name, field] = other if equal and other is not None else found
+        return True
 
     def labels(self, name: str) -> list[str | None]:
         """See `Source`."""
@@ -207,6 +254,10 @@ class LedgerSource:
 
 
 _MINE = "run_id = ? AND split = 'train' AND session IS NOT NULL"
+
+
+def _pairs(places: int) -> list[tuple[int, str]]:
+    return [(place, field) for field in _TOGETHER for place in range(1, places + 1)]
 
 
 def _encoded(column: Any) -> tuple[NDArray[np.int64], list[Any]]:

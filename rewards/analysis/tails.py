@@ -89,8 +89,8 @@ def tail_changes(
     """Change of the mean of the worst 5 % and of the quantiles, new minus old, by one paired bootstrap over prompts.
 
     Keys: cvar_5 (estimate, low, high, n, p, mde, why, a, b: the values of both sides), quantiles (q, a, b, estimate,
-    low, high: a band that covers all of them together in 95 % of cases, by the largest studentised deviation), n
-    (prompts), why.
+    low, high: a band that covers all of them together in at least 95 % of cases, by the largest studentised deviation;
+    resampled quantiles spread too widely, so it is cautious), n (prompts), why.
     Source: Doksum 1974 (shift function); Efron 1987 (BCa).
     Departures: above 50,000 answers a side, prompts are sampled down to that many; `n` says how many.
     """

@@ -14,9 +14,9 @@ ABOUT = About(
     "did anything get worse from an old set of answers to a new one, to the same prompts",
     "Answers are paired by prompt_id. A regression is a mean whose interval leaves out 0, a category that is worse\n"
     "after the adjustment for how many there are, or a worse mean of the worst 5 %; without any change about one\n"
-    "comparison in ten is called one. Exit 0 no regression found, 1 a regression, 2 nothing to compare. A file has one\n"
-    "row an answer: prompt_id, numbers, and where known category, split and step (.json, .jsonl, .csv, .parquet). Of\n"
-    "the eval rows of a run those of its last step are taken.\n\n"
+    "comparison in ten is called one. Exit 0 no regression found, 1 a regression, 2 nothing to compare.\n"
+    "A file has one row an answer: prompt_id, numbers, and where known category, split and step (.json, .jsonl, .csv,\n"
+    ".parquet). Of the eval rows of a run those of its last step are taken.\n\n"
     "  rewards compare LEDGER:demo/dpo LEDGER:demo/grpo --metric compliant\n"
     "  rewards compare LEDGER LEDGER --run-a demo/grpo --run-b demo/grpo --step-a 0 --step-b 60 --split eval\n"
     "  rewards compare old.jsonl new.jsonl --metric accuracy --json",

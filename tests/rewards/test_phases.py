@@ -36,7 +36,7 @@ def test_a_run_makes_at_most_500_blocks_whatever_its_length():
     assert block_size(np.arange(1_000_000, dtype=float)) == 2000
     rare = np.zeros(N)
     rare[::100] = 1.0
-    assert block_size(rare) == 498  # five of the rarer value in a block
+    assert block_size(rare) == 996  # ten of the rarer value in a block
 
 
 @pytest.mark.parametrize("n", [8, 25])
@@ -224,6 +224,25 @@ def test_rewards_that_freeze_say_how_many_blocks_have_no_spread():
     assert found["phases"][-1]["sd_ratio_to_first"] == 0.0 and found["phases"][-1]["mean"]["low"] is None
     per_step = phases.section(run_of(np.repeat(rng.standard_normal(40), 20), steps=np.repeat(np.arange(40), 20)))
     assert per_step["why"] is None and per_step["shape"] == "none"
+
+
+def test_a_run_that_starts_to_rise_at_once_is_a_ramp_from_its_first_blocks():
+    found = phases.section(
+        run_of(np.interp(np.arange(2000), (20, 800), (0, 5)) + np.random.default_rng(15).random(2000))
+    )
+    assert found["shape"] == "ramp" and found["boundaries"][0]["session"] < 100
+    assert [phase["kind"] for phase in found["phases"]][-2:] == ["ramp", "level"]
+    ratios = [phase["sd_ratio_to_first"] for phase in found["phases"]]
+    assert ratios[0] == 1.0 and all(ratio > 0 for ratio in ratios)
+
+
+def test_a_change_that_is_only_read_otherwise_without_the_mixture_is_not_put_down_to_it():
+    rng = np.random.default_rng(16)
+    easy = rng.random(N) < np.where(T < 6000, 0.2, 0.8)
+    x = easy + np.interp(T, (3000, 9000), (0, 1)) + 0.5 * rng.standard_normal(N)
+    found = phases.section(run_of(x, np.where(easy, "easy", "hard").tolist()))
+    assert (found["shape"], found["reweighted"]["shape"]) == ("steps", "ramp")
+    assert found["reweighted"]["mixture_only"] == [] and "reads as a gradual change" in found["reweighted"]["verdict"]
 
 
 def test_a_category_of_few_sessions_says_why_it_has_no_phases():
