@@ -1,5 +1,6 @@
 """A paired experiment's effect: one difference per seed, its interval, exact p and smallest detectable effect."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,13 @@ EXACT_PAIRS = 20
 DRAWS = 1 << 18
 # Sums of the same numbers in another order differ by rounding; that must not decide about a tie.
 TIE = 1e-12
-# Gauss and Legendre's points and weights on 0..1.
-_NODES, _WEIGHTS = (part / 2 for part in np.polynomial.legendre.leggauss(400))
-_NODES = _NODES + 0.5
+
+
+@lru_cache(maxsize=1)
+def _quadrature() -> tuple[Floats, Floats]:
+    """Gauss and Legendre's points on 0..1 and their weights; half a second of work, and few runs are forked."""
+    nodes, weights = np.polynomial.legendre.leggauss(400)
+    return nodes / 2 + 0.5, weights / 2
 
 
 def paired_effect(treated: Floats, control: Floats) -> dict[str, Any]:
@@ -96,10 +101,11 @@ def paired_mde(sd: float, n: int, power: float = POWER, confidence: float = CONF
 
     df = n - 1
     limit = float(stdtrit(df, 0.5 + confidence / 2))
-    spread = np.sqrt(2 * gammaincinv(df / 2, _NODES) / df)
+    nodes, weights = _quadrature()
+    spread = np.sqrt(2 * gammaincinv(df / 2, nodes) / df)
 
     def short(shift: float) -> float:
-        return float(_WEIGHTS @ (ndtr(shift - limit * spread) + ndtr(-shift - limit * spread))) - power
+        return float(weights @ (ndtr(shift - limit * spread) + ndtr(-shift - limit * spread))) - power
 
     high = limit + 5.0
     while short(high) < 0:
