@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rewards.advantages import ZERO_STD
-from rewards.analysis.scored import FEW, Floats, Scored, bounds, clusters, resampled
+from rewards.analysis.scored import FEW, Flags, Floats, Scored, bounds, clusters, resampled
 
 RESAMPLES = 1000
 EPSILON = 1e-4  # what trainers of this family add to sigma
@@ -25,6 +25,7 @@ def gradient_credit(
     """The credit of every component, with 95 % bootstrap intervals over groups.
 
     Keys: components (name, credit, low, high, mde), n (sessions used), groups (with variance), groups_without_variance,
+    groups_cut (of which the window holds a part: left out, since the rest of their mean and sigma is elsewhere),
     sums_to, left_out (how the recorded advantages differ from A), why (the reason for whatever is null).
     sigma has n - 1 degrees of freedom. A session without a baseline reward has no part, and a component that does not
     apply to a session contributes 0 to it, as it does to its reward.
@@ -34,7 +35,8 @@ def gradient_credit(
     generator = np.random.default_rng(0) if generator is None else generator
     nothing: dict[str, Any] = {"components": [], "n": 0, "groups": 0, "groups_without_variance": 0}
     nothing |= {"sums_to": None, "left_out": None}
-    compared = scored.part((scored.group >= 0) & np.isfinite(scored.baseline))
+    whole, nothing["groups_cut"] = _whole(scored)
+    compared = scored.part((scored.group >= 0) & np.isfinite(scored.baseline) & whole)
     if not len(compared):
         why = "no session has both a group and a baseline reward: there is nothing to be compared with"
         return nothing | {"why": why}
@@ -73,6 +75,14 @@ def gradient_credit(
         "left_out": _left_out(taken.unadjusted, advantage, sigma[group][inside]),
         "why": _few(len(sums)),
     }
+
+
+def _whole(scored: Scored) -> tuple[Flags, int]:
+    """Sessions of groups that are here as a whole, as far as sizes are on record; how many groups are not."""
+    grouped = scored.group >= 0
+    sizes = np.bincount(scored.group[grouped]) if grouped.any() else np.zeros(1, dtype=np.int64)
+    cut = grouped & (sizes[scored.group] < np.nan_to_num(scored.group_size, nan=0.0))
+    return ~cut, len(np.unique(scored.group[cut]))
 
 
 def _few(groups: int) -> str | None:

@@ -24,8 +24,8 @@ Codes = NDArray[np.int64]
 Flags = NDArray[np.bool_]
 
 _NAMES = (
-    "session step pipeline category group_id compliant baseline_reward adjusted_reward differential_pct pivot "
-    "components advantage advantage_unadjusted loss_weight"
+    "session step pipeline category group_id group_size compliant baseline_reward adjusted_reward differential_pct "
+    "pivot components advantage advantage_unadjusted loss_weight"
 )
 READ = ", ".join(f'"{name}"' for name in _NAMES.split())  # `pivot` is a word of SQL
 TRAIN = "run_id = ? AND split = 'train'"
@@ -44,7 +44,8 @@ class Scored:
 
     Shapes: N sessions, K components in the order in which they first come. steps, category, group, compliant and the
     rewards have one value a session; value, weight, pct, pivots, answered, optimised and scorer are (N, K). NaN is null
-    in numbers, -1 in codes. category: code into categories; group: number of the group of one step; scorer: code into
+    in numbers, -1 in codes. category: code into categories; group: number of the group of one step;
+    group_size: how many sessions it had, NaN where that was not recorded; scorer: code into
     scorer_ids. answered: the function gave a number; optimised: that number is part of the baseline reward.
     Units: differential_pct and pct in per cent, 100 d.
     """
@@ -52,6 +53,7 @@ class Scored:
     steps: Codes
     category: Codes
     group: Codes
+    group_size: Floats
     compliant: Floats
     baseline: Floats
     adjusted: Floats
@@ -118,6 +120,7 @@ class Scored:
             steps=steps,
             category=category,
             group=group,
+            group_size=floats(table, "group_size"),
             compliant=floats(table, "compliant"),
             baseline=floats(table, "baseline_reward"),
             adjusted=floats(table, "adjusted_reward"),

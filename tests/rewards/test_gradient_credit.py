@@ -162,3 +162,27 @@ def test_the_interval_over_groups_covers_the_credit_of_the_population():
 
 def test_equal_input_gives_equal_output():
     assert gradient_credit(random_scored(2)) == gradient_credit(random_scored(2))
+
+
+def test_a_group_that_the_window_cuts_takes_no_part() -> None:
+    rows = [
+        {
+            "step": 1 + place // 8,
+            "session": place + 1,
+            "pipeline": "grpo",
+            "category": "a",
+            "group_id": f"g{place // 4}",
+            "group_size": 4,
+            "baseline_reward": float(place % 3),
+            "components": [
+                {"name": "task", "raw": float(place % 3), "value": float(place % 3), "weight": 1.0, "role": "optimised"}
+            ],
+        }
+        for place in range(16)
+    ]
+    whole, cut = (Scored.of_table(pa.Table.from_pylist(part)) for part in (rows[4:], rows[6:]))
+    without = Scored.of_table(pa.Table.from_pylist(rows[8:]))
+    assert gradient_credit(whole)["groups_cut"] == 0
+    found = gradient_credit(cut)
+    assert found["groups_cut"] == 1
+    assert found["n"] == gradient_credit(without)["n"]
