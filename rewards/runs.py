@@ -11,11 +11,13 @@ ONLINE = frozenset({"grpo", "rloo", "ppo", "rl"})  # rl: recorded from a trainer
 
 
 def pipeline_kinds(events: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """Run -> kind of training, as its start declared it."""
+    """Run -> kind of training, as its start declared it; without the arms of forks, which nobody takes unasked."""
     return {
         event["run_id"]: event["payload"]["pipeline"]
         for event in events
-        if event["kind"] == "attempt_started" and event["payload"].get("pipeline")
+        if event["kind"] == "attempt_started"
+        and event["payload"].get("pipeline")
+        and not event["payload"].get("fork_of")
     }
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rewards.analysis.columns import component
+from rewards.analysis.columns import component, floats
 from rewards.analysis.outcome_files import FileRows
 from rewards.errors import LedgerError, UserError
 from rewards.runs import choose_run, pipeline_kinds, unknown_run
@@ -128,6 +128,7 @@ def _side(place: Place, run: str | None, table: pa.Table, weight: float | None) 
 
 def _with_value(table: pa.Table) -> tuple[pa.Table, int]:
     kept = table.filter(pc.is_valid(table["value"])).combine_chunks()
+    floats(kept, "value")  # refuses numbers that are too large to be squared
     return kept, table.num_rows - kept.num_rows
 
 

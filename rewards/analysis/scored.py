@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
-from rewards.analysis.columns import floats
+from rewards.analysis.columns import floats, within_range
 from rewards.errors import LedgerError
 from rewards.schema import COMPONENTS_TYPE
 
@@ -239,7 +239,8 @@ def _components(table: pa.Table) -> dict[str, Any]:
         return pc.cast(pc.struct_field(entries, name), wanted) if name in have else pa.nulls(len(entries), wanted)
 
     def numbers_of(name: str) -> Floats:
-        return np.asarray(pc.cast(field(name), pa.float64()).to_numpy(zero_copy_only=False), dtype=np.float64)
+        column = pc.cast(field(name), pa.float64()).to_numpy(zero_copy_only=False)
+        return within_range(np.asarray(column, dtype=np.float64), f"components.{name}")
 
     names = field("name").dictionary_encode()
     order: Sequence[str] = names.dictionary.to_pylist()

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rewards.analysis.columns import component, component_roles, floats, strings
+from rewards.analysis.columns import component, component_roles, floats, strings, within_range
 from rewards.errors import LedgerError
 from rewards.schema import BY_NAME, TEXT_COLUMNS
 
@@ -99,7 +99,7 @@ class LedgerSource:
         """See `Source`."""
         if name not in BY_NAME:
             return np.full(self._sessions, np.nan)
-        return np.asarray(self._column(f'CAST("{name}" AS DOUBLE)'), dtype=np.float64)
+        return within_range(np.asarray(self._column(f'CAST("{name}" AS DOUBLE)'), dtype=np.float64), name)
 
     def component(self, name: str, field: str) -> Floats:
         """See `Source`."""
@@ -107,14 +107,14 @@ class LedgerSource:
             raise ValueError(f"a component has no number `{field}`")
         if field in _TOGETHER and self._together():
             known = self._numbers.get((name, field))
-            return np.full(self._sessions, np.nan) if known is None else known
+            return np.full(self._sessions, np.nan) if known is None else within_range(known, name)
         values = np.full(self._sessions, np.nan)
         for place in self._component_places().get(name, []):
             item = f"components[{place}]"
             expression = f"CASE WHEN {item}.name = ? THEN CAST({item}.{field} AS DOUBLE) END"
             found = self._column(expression, parameters=[name])
             np.copyto(values, found, where=np.isfinite(found))
-        return values
+        return within_range(values, name)
 
     def roles(self) -> dict[str, str]:
         """See `Source`."""

@@ -58,6 +58,8 @@ def told(document: Data) -> Iterator[str]:
         why = document[name].get("why")
         if why:
             yield f"{name.replace('_', ' ')}: {why}"
+    for fork in document["forks"].get("forks") or []:
+        yield f"fork: {fork['verdict']}"
     for found in document["transitions"]:
         if found.get("fraction") is not None:
             yield f"transition of {found['outcome']}: {found['verdict']}"
@@ -80,7 +82,8 @@ def _effect(found: Data) -> str:
     if excess.get("estimate") is None:
         return str(found["verdict"])
     return (
-        f"excess effect {excess['estimate']:+.2f} logit [{_number(excess['low'])}, {_number(excess['high'])}], "
+        f"excess effect {excess['points']:+.1f} points [{excess['points_low']:+.1f}, {excess['points_high']:+.1f}], "
+        f"n {excess['n_treated']:,} and {excess['n_controls']:,}, "
         f"adjusted p {_number(excess.get('p_adjusted'))}, smallest detectable {_number(found.get('mde_points'))} points"
     )
 

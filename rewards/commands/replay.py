@@ -91,6 +91,8 @@ def _check_kind(record: Record) -> None:
 
 
 def _weights(given: list[str]) -> dict[str, float]:
+    from rewards.analysis.columns import LARGEST
+
     weights = {}
     for text in given:
         name, _, number = text.rpartition("=")
@@ -100,6 +102,8 @@ def _weights(given: list[str]) -> dict[str, float]:
             name = ""
         if not name:
             raise UserError(f"--weights {text}: write it as --weights NAME=0.5")
+        if LARGEST < abs(weights[name]) < float("inf"):
+            raise UserError(f"--weights {text}: beyond {LARGEST:g} nothing can be computed")
     return weights
 
 

@@ -35,17 +35,19 @@ def run(args: argparse.Namespace) -> int:
     with Ledger.open(args.ledger) as ledger:
         report = build_report(ledger, args.run)
     said = [f"run {report.data['run']}: {report.data['sessions']:,} sessions"]
-    if args.out is not None:
-        said.append(f"page: {write_html(report, args.out)}")
-    if args.md is not None:
-        said.append(f"findings: {write_markdown(report, args.md)}")
-    if args.png is not None:
-        said.append(f"picture: {write_png(report.data, args.png)}")
-    if args.json == "-":
-        print(dumps(report.data), end="")
-    elif args.json is not None:
-        said.append(f"document: {write_json(report, args.json)}")
-    say("\n".join(said))
+    try:
+        if args.out is not None:
+            said.append(f"page: {write_html(report, args.out)}")
+        if args.md is not None:
+            said.append(f"findings: {write_markdown(report, args.md)}")
+        if args.json == "-":
+            print(dumps(report.data), end="")
+        elif args.json is not None:
+            said.append(f"document: {write_json(report, args.json)}")
+        if args.png is not None:  # last: a run may have no curve
+            said.append(f"picture: {write_png(report.data, args.png)}")
+    finally:
+        say("\n".join(said))
     if not report.data["ledger"]["verified"]:
         say(f"error: the ledger does not verify: {report.data['ledger']['first_bad']}")
         return 1

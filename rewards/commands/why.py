@@ -116,6 +116,8 @@ def _bounds(run_id: str, asked: str, sessions: int) -> tuple[int, int]:
         first, last = (whole_number(text) for text in found.groups())
     except argparse.ArgumentTypeError as error:
         raise UserError(f"window {asked}: {error}") from None
+    if first > last:
+        raise UserError(f"window {asked}: give the lower session first")
     if not 1 <= first <= last <= sessions:
         raise UserError(f"window {asked}: the sessions of `{run_id}` are 1 to {sessions:,}")
     return first, last

@@ -32,19 +32,19 @@ def write_html(report: Report, path: str | os.PathLike[str]) -> Path:
     """Writes the page. Raises: UserError when the file cannot be written."""
     from rewards.report.html import render
 
-    return _write(Path(path), render(report))
+    return write_whole(Path(path), render(report))
 
 
 def write_json(report: Report, path: str | os.PathLike[str]) -> Path:
     """Writes the document. Raises: UserError when the file cannot be written."""
-    return _write(Path(path), dumps(report.data))
+    return write_whole(Path(path), dumps(report.data))
 
 
 def write_markdown(report: Report, path: str | os.PathLike[str]) -> Path:
     """Writes the findings as Markdown. Raises: UserError when the file cannot be written."""
     from rewards.report.markdown import markdown
 
-    return _write(Path(path), markdown(report.data))
+    return write_whole(Path(path), markdown(report.data))
 
 
 def write_report(
@@ -67,11 +67,11 @@ def dumps(data: Any) -> str:
     return json.dumps(data, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _write(path: Path, text: str) -> Path:
-    """A reader never sees half a report: written aside, then renamed."""
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """A reader never sees half a report: written aside, then renamed. Raises: UserError when it cannot be written."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        aside.write_text(text, encoding="utf-8")
+        aside.write_bytes(content.encode() if isinstance(content, str) else content)
         aside.replace(path)
     except OSError as error:
         with suppress(OSError):  # where the folder is none, there is nothing to remove either

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rewards.analysis.recalibration_verdicts import LEVEL
 from rewards.report.cells import Markup, count, join, nothing, number, paragraph, section, table, tag
 
 Data = Mapping[str, Any]
@@ -76,9 +77,13 @@ def _changed(change: Data) -> Markup | None:
     excess = change.get("excess") or {}
     if excess.get("points") is None or excess.get("points_low") is None:
         return None
+    adjusted = excess.get("p_adjusted")
     covers = excess["points_low"] <= 0 <= excess["points_high"]
     found = _points(excess["points"], (excess["points_low"], excess["points_high"]), f"n {count(excess['n_treated'])}")
-    said = "No effect is claimed: the interval covers 0. " if covers else "An excess effect. "
+    said = "An excess effect. "
+    if adjusted is None or adjusted >= LEVEL:
+        reason = "covers 0" if covers else f"leaves out 0, adjusted it does not (p {number(adjusted)})"
+        said = f"No effect is claimed: the interval {reason}. "
     least = "" if change.get("mde_points") is None else f" Smallest detectable: {change['mde_points']:.0f} points."
     return join([said, found, least])
 

@@ -102,4 +102,4 @@ def _signed(value: float | None) -> str:
 
 def _cell(text: object) -> str:
     """Text that cannot open a cell, a line or an element of its own."""
-    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")
+    return " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

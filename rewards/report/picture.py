@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rewards.errors import UserError
+from rewards.report import write_whole
 from rewards.report.charts import specs
 
 Data = Mapping[str, Any]
@@ -47,11 +49,9 @@ def write_png(data: Data, path: str | os.PathLike[str]) -> Path:
     axes[-1].set_xlabel("session")
     head = (data["ledger"]["head"] or "")[:12]
     figure.suptitle(f"{data['run']}, {data['sessions']:,} sessions, ledger {head}", fontsize=10)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    return Path(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    return write_whole(Path(path), drawn.getvalue())
 
 
 def _draw(axis: Any, series: Sequence[Data], title: str) -> None:

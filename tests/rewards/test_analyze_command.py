@@ -12,6 +12,7 @@ import pytest
 from rewards import Ledger
 from rewards.analysis.alerts import SEVERITIES, alerts
 from rewards.cli import main
+from rewards.commands.analyze import _effect
 from tests.rewards import simulated
 
 KEYS = {
@@ -181,3 +182,44 @@ def test_a_picture_without_a_curve_is_refused(tmp_path: Path, capsys: pytest.Cap
     path = written(tmp_path / "ledger", bad_records()["ten sessions"])
     assert main(["report", str(path), "--png", str(tmp_path / "r.png")]) == 2
     assert "no curve to draw" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argv", [["analyze"], ["why", "first", "last"], ["replay", "--weights", "x=2"], ["report"]])
+def test_numbers_that_cannot_be_squared_are_refused_in_one_line(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = {"name": "x", "role": "optimised", "weight": 1.0}
+    rows = [
+        row(i, baseline_reward=value, adjusted_reward=value, components=[part | {"value": value}])
+        for i, value in enumerate([1e300, -1e300] * 100)
+    ]
+    path = written(tmp_path / "ledger", rows)
+    more = ["--md", str(tmp_path / "r.md")] if argv == ["report"] else []
+    assert main([argv[0], str(path), *argv[1:], *more]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and "1e+300" in said[0]
+
+
+def test_the_picture_is_written_under_the_name_it_was_given(
+    ledger: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = tmp_path / "curves.xyz"
+    assert main(["report", str(ledger), "--png", str(odd)]) == 0
+    assert odd.read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "folder").mkdir()
+    assert main(["report", str(ledger), "--png", str(tmp_path / "folder")]) == 2
+    assert "cannot be written" in capsys.readouterr().err
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["curves.xyz", "folder"]
+
+
+def test_what_was_written_before_a_refused_picture_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = written(tmp_path / "ledger", bad_records()["ten sessions"]), tmp_path / "r.json"
+    assert main(["report", str(path), "--png", str(tmp_path / "r.png"), "--json", str(out)]) == 2
+    assert f"document: {out}" in capsys.readouterr().err
+    assert json.loads(out.read_text())["sessions"] == 10
+
+
+def test_an_effect_is_told_in_points_with_its_counts() -> None:
+    excess = {"estimate": 0.2, "points": 3.0, "points_low": -20.1, "points_high": 27.6, "p_adjusted": 0.6}
+    text = _effect({"excess": excess | {"n_treated": 472, "n_controls": 2348}, "mde_points": 33.0})
+    assert text.startswith("excess effect +3.0 points [-20.1, +27.6], n 472 and 2,348")

@@ -216,3 +216,11 @@ def test_people_read_a_table_and_the_verdict(ledger, capsys):
     assert call(run, run, "--step-a", 2, "--step-b", 1, "--split", "eval", "--metric", "compliant") == 0
     said = capsys.readouterr()
     assert "McNemar:" in said.out and "No regression found" in said.out and "4 of 5 cases" in said.out
+
+
+def test_numbers_that_cannot_be_squared_are_refused(tmp_path):
+    files = [tmp_path / "old.jsonl", tmp_path / "new.jsonl"]
+    for file, half in zip(files, (1, 2), strict=True):
+        rows = [{"prompt_id": str(i), "x": (-1) ** (i // half) * 1e300} for i in range(40)]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert "nothing can be computed" in refused(*files)

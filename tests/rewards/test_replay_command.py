@@ -88,6 +88,7 @@ def test_pairs_have_margins(path, tmp_path, capsys):
         (["--run", "real", "--weights", "style"], "write it as --weights NAME=0.5"),
         (["--run", "real", "--weights", "stil=1"], "did you mean `style`?"),
         (["--run", "real", "--weights", "style=nan"], "no finite number"),
+        (["--run", "real", "--weights", "style=1e308"], "nothing can be computed"),
         (["--run", "nope", "--scale-rewards", "none"], "no run `nope`"),
         (["--run", "real", "--scale-rewards", "grup"], "invalid choice"),
         (["--run", "pairs", "--weights", "a=1"], "online RL only"),

@@ -11,7 +11,9 @@ from rewards.report import dumps, write_html, write_json
 from rewards.report.build import Report, build
 from rewards.report.cells import escape, tag
 from rewards.report.charts import specs
+from rewards.report.findings import _changed
 from rewards.report.html import inline_json, render
+from rewards.report.markdown import _cell
 from rewards.report.record import Record
 from rewards.runs import choose_run
 from tests.rewards import simulated
@@ -394,3 +396,13 @@ def test_alerts_stand_first_and_every_question_is_answered_or_refused_in_words(r
     (change,) = report.data["analysis"]["recalibrations"]
     assert change["triggered"] and change["naive"]["difference"] is None
     assert escape(change["verdict"]) in page
+
+
+@pytest.mark.parametrize(("adjusted", "words"), [(0.2, "No effect is claimed"), (0.01, "An excess effect.")])
+def test_an_effect_is_claimed_only_after_adjustment(adjusted, words):
+    excess = {"points": 9.0, "points_low": 1.0, "points_high": 17.0, "p_adjusted": adjusted}
+    assert words in _changed({"excess": excess | {"n_treated": 300}, "mde_points": 8.0})
+
+
+def test_markdown_text_cannot_open_a_cell_by_a_backslash():
+    assert _cell("a\\|b") == "a\\\\\\|b"

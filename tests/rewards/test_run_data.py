@@ -11,6 +11,7 @@ import pytest
 from rewards import Ledger
 from rewards.analysis.data import RunData
 from rewards.errors import LedgerError
+from rewards.runs import choose_run, pipeline_kinds
 from tests.rewards.simulated import as_table, fill, grpo_rows
 
 RUN = "demo/grpo"
@@ -109,3 +110,13 @@ def test_a_run_without_sessions_has_empty_columns(tmp_path: Path) -> None:
             assert data.pipeline == "grpo"
             assert data.column("baseline_reward").shape == (0,)
             assert data.names == ()
+
+
+def test_an_arm_of_a_fork_is_never_the_run_that_is_taken_unasked(tmp_path: Path) -> None:
+    with Ledger.open(tmp_path / "l", create=True) as ledger:
+        rows = [{"pipeline": "grpo", "split": "train", "prompt_id": "p", "baseline_reward": 1.0}] * 4
+        for name, payload in (("r", {}), ("r@fork1-s1-with", {"fork_of": {"run_id": "r", "attempt": 1, "step": 1}})):
+            with ledger.writer(name) as writer:
+                writer.event("attempt_started", {"pipeline": "grpo"} | payload)
+                writer.append(step=1, rows=rows)
+        assert choose_run(ledger.runs(), pipeline_kinds(ledger.events(kind="attempt_started"))) == "r"

@@ -81,6 +81,7 @@ def test_people_get_a_table_that_adds_up_and_one_sentence(path, capsys):
         (["first", "last", "--run", "nope"], "no run `nope`"),
         (["first", "last", "--run", "demo/sft"], "no session yet"),
         (["0-10", "11-20", "--run", RUN], "1 to 3,000"),
+        (["5-3", "last", "--run", RUN], "lower session first"),
         (["first", "last", "--run", RUN, "--run-b", "nope"], "no run `nope`"),
         ([f"1-{'9' * 50}", "last", "--run", RUN], "not a whole number"),
     ],
