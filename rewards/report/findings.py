@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rewards.analysis.recalibration_verdicts import LEVEL
-from rewards.report.cells import Markup, count, join, nothing, number, paragraph, section, table, tag
+from rewards.report.cells import Markup, count, counted, join, nothing, number, paragraph, section, table, tag
 
 Data = Mapping[str, Any]
 TITLES = {"critical": "Critical", "warning": "Warning", "note": "Note"}
@@ -60,8 +60,8 @@ def _claims(found: Data) -> Iterator[tuple[str, object, object]]:
         yield "Do larger changes do more?", dose.get("verdict"), dose.get("why")
     forks = found["forks"]
     for fork in forks.get("forks") or []:
-        for outcome in fork.get("outcomes") or []:
-            yield f"Total effect on {outcome['outcome']}, by fork", outcome["verdict"], outcome.get("why")
+        what = f"Fork at session {count(fork['event'].get('session'))}: {fork['meaning']}"
+        yield what, f"{fork['verdict']}.", None
     if found["recalibrations"] and not forks.get("forks"):
         yield "What is the total effect of a recalibration?", None, forks.get("why")
     over = found["overoptimization"]
@@ -144,3 +144,39 @@ def _refused(why: object) -> Markup:
 def _points(value: float, limits: tuple[float, float] | None, note: str) -> Markup:
     between = "" if limits is None else f"{limits[0]:+.1f} to {limits[1]:+.1f}, "
     return join([tag("span", f"{value:+.1f} points", class_="value"), tag("span", f"{between}{note}", class_="ci")])
+
+
+def forked(found: Data) -> Markup:
+    """Every outcome of every fork: means over paired seeds, the first one named beforehand."""
+    parts = []
+    for fork in found.get("forks") or []:
+        treated, control = fork["arms"][:2]
+        rows = [
+            [
+                f"{row['outcome']} in {row['of']}, {row['window']}" + (" (named beforehand)" if row["primary"] else ""),
+                _difference(row),
+                number(row.get("p_adjusted")),
+                _scaled(row, row["mde"]).lstrip("+"),
+            ]
+            for row in sorted(fork["outcomes"], key=lambda row: not row["primary"])
+        ]
+        caption = (
+            f"Fork at session {count(fork['event'].get('session'))}, {treated} minus {control}: {fork['meaning']}, "
+            f"{counted(fork['n_pairs'], 'pair')} of seeds, {count(fork['steps_after'])} steps after the event"
+        )
+        parts.append(table(caption, ["", "difference", "adjusted p", "smallest detectable"], rows, numeric=False))
+    return join(parts)
+
+
+def _difference(row: Data) -> Markup:
+    if row["estimate"] is None:
+        return _refused(row["why"])
+    note = f"{_scaled(row, row['low'])} to {_scaled(row, row['high'])}, " if row["low"] is not None else ""
+    value = tag("span", _scaled(row, row["estimate"]), class_="value")
+    return join([value, tag("span", f"{note}n {counted(row['n_pairs'], 'pair')}", class_="ci")])
+
+
+def _scaled(row: Data, value: float | None) -> str:
+    if value is None:
+        return "–"  # noqa: RUF001
+    return f"{100 * value:+.2f} points" if row["unit"] == "points" else f"{value:+.4f}"

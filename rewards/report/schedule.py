@@ -5,7 +5,7 @@ from typing import Any
 
 from rewards.report.cells import Markup, count, join, nothing, number, paragraph, section, table, tag
 from rewards.report.charts import Spec, figure
-from rewards.report.findings import effects
+from rewards.report.findings import effects, forked
 
 Data = Mapping[str, Any]
 
@@ -25,6 +25,7 @@ def recalibrations(data: Data, specs: Mapping[str, Spec]) -> Markup:
         parts.append(tag("ul", join(said), class_="statements"))
     else:
         parts.append(nothing("the schedule was not changed in this run"))
+    parts.append(forked(data["analysis"]["forks"]))
     if data["withheld"]:
         shown = data["withheld"][:20]
         held = [[*_change(row)[:4], *_change(row)[5:6], row["withheld_because"] or "no reason given"] for row in shown]

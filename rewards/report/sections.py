@@ -90,10 +90,10 @@ def stages(data: Data) -> Markup:
     title = "Outcomes by stage, on held-out prompts"
     if not columns:
         return section("stages", title, nothing("no evaluation before or after a stage"))
-    head = ["", *(f"{found['when']} {stage}" for stage, found in columns)]
     parts: list[object] = []
     for suite in dict.fromkeys(found["suite"] for _, found in columns):
-        mine = [found if found["suite"] == suite else {} for _, found in columns]
+        taken = [(stage, found) for stage, found in columns if found["suite"] == suite]
+        head, mine = ["", *(f"{found['when']} {stage}" for stage, found in taken)], [found for _, found in taken]
         names = list(dict.fromkeys(name for found in mine for name in found.get("metrics") or {}))
         rows: list[Sequence[object]] = [
             [name, *(_metric((found.get("metrics") or {}).get(name)) for found in mine)] for name in names

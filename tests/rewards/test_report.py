@@ -406,3 +406,19 @@ def test_an_effect_is_claimed_only_after_adjustment(adjusted, words):
 
 def test_markdown_text_cannot_open_a_cell_by_a_backslash():
     assert _cell("a\\|b") == "a\\\\\\|b"
+
+
+def test_a_fork_is_told_by_its_verdict_and_every_outcome_stands_in_a_table(report):
+    outcome = {"window": "all sessions after the event", "unit": "points", "n_pairs": 8, "why": None, "verdict": "x"}
+    outcome |= {"low": -0.006, "high": 0.002, "p_adjusted": 0.27, "mde": 0.0058}
+    fork = {"event": {"session": 6400}, "meaning": "total effect of the recalibration", "arms": ["with", "without"]}
+    fork |= {"n_pairs": 8, "steps_after": 80, "verdict": "no effect that this design could have found"}
+    fork["outcomes"] = [
+        outcome | {"outcome": "compliance", "of": "others", "primary": False, "estimate": None, "why": "no spread"},
+        outcome | {"outcome": "phrase", "of": "self", "primary": True, "estimate": -0.0021},
+    ]
+    analysis = {**report.data["analysis"], "forks": {"forks": [fork], "why": None}}
+    page = render(Report({**report.data, "analysis": analysis}, report.samples))
+    assert "no effect that this design could have found." in page
+    assert page.index("phrase in self") < page.index("compliance in others")
+    assert "-0.21 points" in page and "-0.60 points to +0.20 points, n 8 pairs" in page and "no spread" in page
