@@ -68,7 +68,8 @@ def _recalibrations(document: Data) -> Iterator[dict[str, Any]]:
     for place, found in enumerate(document["recalibrations"], start=1):
         claimed = any(outcome.get("claim") for outcome in found.get("outcomes") or []) or found.get("claim")
         severity = "warning" if claimed or found.get("spill_refused") else "note"
-        yield _alert(severity, "recalibrations", f"R{place}, session {found['session']}: {found['verdict']}")
+        at = "" if found["session"] is None else f", session {found['session']:,}"
+        yield _alert(severity, "recalibrations", f"R{place}{at}: {found['verdict']}")
 
 
 def _agreement(document: Data) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 REPLICATES = 4000
 FEWEST = 4  # prompts for any interval
 FEWEST_RESAMPLED = 20  # below that many prompts a bootstrap interval is too narrow, and Student's is taken
+RESIDUE = 1e-12  # of the largest difference: what rounding leaves
 MOST_RESAMPLED = 5000
 FEW_VALUES = 64
 ALPHA = 1 - CONFIDENCE
@@ -54,7 +55,7 @@ def mean_difference(d: Floats, rng: np.random.Generator, replicates: int = REPLI
     are 5,000 random bundles of prompts.
     """
     n = len(d)
-    if n < FEWEST_RESAMPLED or np.ptp(d) == 0:
+    if n < FEWEST_RESAMPLED or _alike(d):
         return student_difference(d)
     if not np.all(np.isfinite(d)):
         raise ValueError("the differences must be finite")
@@ -63,6 +64,11 @@ def mean_difference(d: Floats, rng: np.random.Generator, replicates: int = REPLI
     bootstrap = Bca.of(value, draws, acceleration(d - value))
     low, high = bootstrap.interval()
     return Difference(value, low, high, n, bootstrap.p(), mean_mde(d))
+
+
+def _alike(d: Floats) -> bool:
+    """Whether the differences are equal but for rounding, whose spread is no evidence."""
+    return bool(np.ptp(d) <= RESIDUE * np.abs(d).max(initial=0.0))
 
 
 def student_difference(d: Floats) -> Difference:
@@ -78,7 +84,7 @@ def student_difference(d: Floats) -> Difference:
     value = float(d.mean())
     if n < FEWEST:
         return Difference(value, None, None, n, None, None, f"fewer than {FEWEST} prompts: no interval")
-    if np.ptp(d) == 0:
+    if _alike(d):
         p = 1.0 if value == 0 else 2.0 ** (1 - n)
         return Difference(value, None, None, n, p, None, "all differences are equal: their spread gives no interval")
     se = float(d.std(ddof=1)) / np.sqrt(n)
@@ -89,7 +95,7 @@ def student_difference(d: Floats) -> Difference:
 
 def mean_mde(d: Floats) -> float | None:
     """Smallest mean of paired differences found in 4 of 5 cases: 2.80 sd / sqrt(n); None without a spread."""
-    if len(d) < FEWEST or np.ptp(d) == 0:
+    if len(d) < FEWEST or _alike(d):
         return None
     return POWER_Z * float(d.std(ddof=1)) / float(np.sqrt(len(d)))
 

@@ -179,7 +179,7 @@ def _print_credits(document: dict[str, Any]) -> None:
             cells = [name]
             for side in sides:
                 found = side.get(name)
-                cells += ["", ""] if found is None else [f"{found['credit']:.1%}", _percents(found)]
+                cells += ["", ""] if found is None else [f"{found['credit']:z.1%}", _percents(found)]
             rows.append(cells)
         print_table(heads, rows, right=heads[1:])
     for name, key in (("A", "credit_a"), ("B", "credit_b")):
@@ -199,7 +199,7 @@ def _pair(low: float | None, high: float | None) -> str:
 
 
 def _percents(found: dict[str, Any]) -> str:
-    return "" if found["low"] is None else f"{found['low']:.1%} to {found['high']:.1%}"
+    return "" if found["low"] is None else f"{found['low']:z.1%} to {found['high']:z.1%}"
 
 
 def _number(value: float | None) -> str:

@@ -192,3 +192,9 @@ def test_answers_to_one_prompt_counted_as_independent_reject_far_too_often_and_w
     record("prompts resampled whole, no effect, 8 answers each", clustered / runs, "about 5 %", runs)
     record("naive over answers, same", naive / runs, "fails", runs)
     assert clustered / runs <= 0.08 and naive / runs >= 0.25
+
+
+def test_differences_that_only_rounding_tells_apart_give_no_interval():
+    values = np.random.default_rng(0).normal(size=40)
+    found = mean_difference((values + 1) - values, np.random.default_rng(0))
+    assert found.low is None and found.mde is None and "all differences are equal" in found.why

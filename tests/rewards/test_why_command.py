@@ -102,3 +102,13 @@ def test_a_run_of_the_size_of_the_audit_takes_less_than_two_seconds(capsys):
         found = document(capsys, "why", folder / "ledger", "1-6423", "6424-12847", "--json")
         assert time.process_time() - start < 2
         assert found["sums_to"] == pytest.approx(found["change"], abs=1e-12)
+
+
+def test_a_credit_that_rounds_to_nothing_has_no_sign(capsys):
+    credit = {
+        "components": [{"name": "x", "credit": -1e-17, "low": -1e-17, "high": 0.0}],
+        "why": None,
+        "left_out": None,
+    }
+    why._print_credits({"credit_a": credit, "credit_b": credit})
+    assert "-0.0%" not in capsys.readouterr().out
