@@ -47,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
         if args.png is not None:  # last: a run may have no curve
             said.append(f"picture: {write_png(report.data, args.png)}")
     finally:
-        say("\n".join(said))
+        if len(said) > 1 or args.json == "-":  # a failure that left nothing behind is one line
+            say("\n".join(said))
     if not report.data["ledger"]["verified"]:
         say(f"error: the ledger does not verify: {report.data['ledger']['first_bad']}")
         return 1

@@ -134,8 +134,9 @@ def test_a_pass_that_fails_gives_the_policy_its_weights_back() -> None:
     reference = Following(policy, "synced", 0.5)
     drift(policy)
     before = trained(policy)
+    counted = torch.tensor([[False, True, True, True]])
     with pytest.raises(IndexError):
-        reference.logps(TokenBatch(torch.full((1, 4), 999), *[torch.ones(1, 4, dtype=torch.bool)] * 2))
+        reference.logps(TokenBatch(torch.full((1, 4), 999), torch.ones(1, 4, dtype=torch.bool), counted))
     assert all(torch.equal(before[name], now) for name, now in trained(policy).items())
 
 
