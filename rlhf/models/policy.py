@@ -114,7 +114,9 @@ class Policy(nn.Module):
     def _narrowed(self, tokens: TokenBatch, layout: Layout | None, *, language: bool, last: bool) -> Iterator[None]:
         """The last layer works only where it is read, where that can be told apart."""
         # A checkpointed layer runs again in the backward pass, when another batch may be the one that is read.
-        again = getattr(self._core(), "is_gradient_checkpointing", False)
+        core = self._core()
+        again = getattr(core, "is_activation_checkpointing", None)  # its name since transformers 5
+        again = getattr(core, "is_gradient_checkpointing", False) if again is None else again
         if self._last_layer is None or layout is None or again or self._last_layer.drops():
             yield
             return
@@ -123,7 +125,11 @@ class Policy(nn.Module):
             read.append(layout.predictors(tokens.mask_BT, tokens.attention_BT))
         elif not last:
             read.append(layout.at(tokens.mask_BT, tokens.attention_BT))
-        with self._last_layer.only(torch.cat(read)):
+        rows_X = torch.cat(read)
+        if not len(rows_X):  # every parameter keeps its place in the graph, which other ranks wait for
+            yield
+            return
+        with self._last_layer.only(rows_X):
             yield
 
     def _language(self, encoded: Encoded, need: frozenset[str], temperature: float) -> PolicyOutput:

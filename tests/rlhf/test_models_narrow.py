@@ -164,3 +164,12 @@ def test_a_layer_with_active_dropout_is_not_narrowed() -> None:
     assert policy._last_layer.drops()
     policy.eval()
     assert not policy._last_layer.drops()
+
+
+def test_a_batch_in_which_nothing_is_read_leaves_every_parameter_in_the_graph() -> None:
+    policy = Policy(model_of("llama"))
+    tokens = batch()
+    nothing = TokenBatch(tokens.ids_BT, tokens.attention_BT, torch.zeros_like(tokens.mask_BT), group_B=tokens.group_B)
+    (policy(nothing).logps_BT.sum() * 0.0).backward()
+    without = [name for name, parameter in policy.named_parameters() if parameter.grad is None]
+    assert without == []
