@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from rewards.analysis import behaviour_texts
-from rewards.analysis.behaviour_texts import pair
 from rewards.analysis.convergence import step_bins
 from rewards.analysis.data import RunData
 from rewards.analysis.diversity import pass_at_k
 from rewards.analysis.gao import effective_points
-from rewards.analysis.intervals import CONFIDENCE, Estimate, mean_estimate, share_estimate
+from rewards.analysis.intervals import CONFIDENCE, Estimate, first_last, mean_estimate, share_estimate
 from rewards.analysis.summary import end_windows
 
 Floats = NDArray[np.float64]
@@ -41,7 +40,7 @@ def section(data: RunData, rng: np.random.Generator | None = None) -> dict[str, 
     groups = data.codes_of("group_id")
     found = behaviour_texts.ends(data, groups)
     if isinstance(found, str):
-        nothing = pair(*(Estimate(None, None, None, 0, why=found) for _ in range(2)))
+        nothing = first_last(*(Estimate(None, None, None, 0, why=found) for _ in range(2)))
         measured: dict[str, Any] = {name: dict(nothing) for name in TEXT_MEASURES}
     else:
         measured = behaviour_texts.compared(*found, generator)
@@ -107,11 +106,11 @@ def _present(data: RunData, name: str) -> dict[str, Any]:
         why = "fewer than two sessions"
     if why or windows is None:
         nothing = Estimate(None, None, None, 0, why=why)
-        return pair(nothing, nothing) | {"upper_bound_if_zero": None}
+        return first_last(nothing, nothing) | {"upper_bound_if_zero": None}
     raw = data.component(name)
     first, last = (_share_of_any(raw[window]) for window in windows)
     bound = min(1.0, NONE_SEEN / last.n) if last.n and last.value == 0 else None
-    return pair(first, last) | {"upper_bound_if_zero": bound}
+    return first_last(first, last) | {"upper_bound_if_zero": bound}
 
 
 def _share_of_any(raw: Floats) -> Estimate:
@@ -137,7 +136,7 @@ def entropy(data: RunData) -> dict[str, Any]:
         for found, mean, at, n in zip(bins, entropies, distances, counts, strict=True)
         if n
     ]
-    row |= pair(*(mean_estimate(values[window]) for window in windows))
+    row |= first_last(*(mean_estimate(values[window]) for window in windows))
     used = np.isfinite(entropies) & np.isfinite(distances)
     row["slope_per_nat"] = _slope(distances[used], entropies[used], counts[used])
     return row
@@ -193,7 +192,7 @@ def zero_variance(data: RunData, groups: Index) -> dict[str, Any]:
         flat = share_estimate(_flat_groups(rewards, groups, slice(start, start + size)))
         if flat.n:
             row["curve"].append({"first_session": start + 1, "last_session": start + size, **flat.as_dict()})
-    row |= pair(*(share_estimate(_flat_groups(rewards, groups, window)) for window in windows))
+    row |= first_last(*(share_estimate(_flat_groups(rewards, groups, window)) for window in windows))
     return row | {"counts": "groups of at least two scored answers"}
 
 
@@ -251,6 +250,6 @@ def passing(data: RunData, groups: Index) -> dict[str, Any]:
     k = 1
     while k <= min(largest, MOST_K):
         ends = [mean_estimate(pass_at_k(n, right, k), (0.0, 1.0)) for n, right in counted]
-        rows.append({"k": k, **pair(*ends), "counts": "groups"})
+        rows.append({"k": k, **first_last(*ends), "counts": "groups"})
         k *= 2
     return {"k": rows, "why": None if rows else "no group with judged answers at one of the ends"}

@@ -11,7 +11,7 @@ from scipy.special import stdtrit
 from rewards.analysis.behaviour import Richness, compare_richness, differing_pairs, ngrams, words
 from rewards.analysis.data import RunData
 from rewards.analysis.diversity import ngram_kernel, self_bleu, vendi
-from rewards.analysis.intervals import CONFIDENCE, Estimate, mean_estimate, share_estimate
+from rewards.analysis.intervals import CONFIDENCE, Estimate, first_last, mean_estimate, share_estimate
 from rewards.analysis.repetition import find_loop, longest_repeat, repeated_share, zlib_ratio
 from rewards.analysis.summary import end_windows, phrases_of
 from rewards.functions.sentences import without_phrases
@@ -113,7 +113,8 @@ def compared(first: Window, last: Window, rng: np.random.Generator) -> dict[str,
         "diversity": _rich(diversity, "share of distinct answers", "answers drawn"),
         "distinct_2": _rich(distinct, "share of distinct word pairs", "word pairs drawn"),
         **_likeness(first, last, rng),
-        "within_prompt": pair(*within) | {"unit": "chance that two answers to a prompt differ", "counts": "prompts"},
+        "within_prompt": first_last(*within)
+        | {"unit": "chance that two answers to a prompt differ", "counts": "prompts"},
     }
 
 
@@ -124,7 +125,7 @@ def _likeness(first: Window, last: Window, rng: np.random.Generator) -> dict[str
     units = {"self_bleu": "BLEU of an answer against others, to other prompts", "vendi": "effective number of answers"}
     if size < FEWEST_SAMPLE:
         nothing = Estimate(None, None, None, 0, why=f"fewer than {SAMPLES * FEWEST_SAMPLE} prompts at one of the ends")
-        return {name: pair(nothing, nothing) | {"unit": unit, "sample": None} for name, unit in units.items()}
+        return {name: first_last(nothing, nothing) | {"unit": unit, "sample": None} for name, unit in units.items()}
     found: dict[str, list[Estimate]] = {name: [] for name in units}
     for window, places in zip((first, last), chosen, strict=True):
         samples = [[window.tokens[i] for i in places[k * size : (k + 1) * size]] for k in range(SAMPLES)]
@@ -135,7 +136,7 @@ def _likeness(first: Window, last: Window, rng: np.random.Generator) -> dict[str
         limits = {"self_bleu": (0.0, 1.0), "vendi": (1.0, float(size))}
         for name, values in scores.items():
             found[name].append(_over_samples(np.array(values), limits[name], SAMPLES * size))
-    return {name: pair(*found[name]) | {"unit": unit, "sample": size} for name, unit in units.items()}
+    return {name: first_last(*found[name]) | {"unit": unit, "sample": size} for name, unit in units.items()}
 
 
 def _over_samples(values: Floats, limits: tuple[float, float], n: int) -> Estimate:
@@ -212,19 +213,6 @@ def _worst_loop(candidates: Sequence[tuple[int, str]]) -> dict[str, Any] | None:
     return best
 
 
-def pair(first: Estimate, last: Estimate) -> dict[str, Any]:
-    """Plain numbers under `first` and `last`; intervals and counts beside them."""
-    return {
-        "first": first.value,
-        "last": last.value,
-        "first_interval": [first.low, first.high],
-        "last_interval": [last.low, last.high],
-        "first_n": first.n,
-        "last_n": last.n,
-        "why": first.why or last.why,
-    }
-
-
 def _rich(found: Richness, unit: str, drawn: str) -> dict[str, Any]:
     row = {"unit": unit, "drawn": drawn, "sample": found.sample, "items": list(found.items)}
-    return pair(found.first, found.last) | row
+    return first_last(found.first, found.last) | row

@@ -143,3 +143,16 @@ def rate_mde(rate: float, n_before: float, n_after: float, power: float = 0.8, c
         raise ValueError(f"need a rate in 0..1 and observations on both sides, got {rate}, {n_before}, {n_after}")
     z = float(ndtri(0.5 + confidence / 2) + ndtri(power))
     return float(z * np.sqrt(rate * (1 - rate) * (1 / n_before + 1 / n_after)))
+
+
+def first_last(first: Estimate, last: Estimate) -> dict[str, Any]:
+    """Plain numbers under `first` and `last`; intervals and counts beside them."""
+    return {
+        "first": first.value,
+        "last": last.value,
+        "first_interval": [first.low, first.high],
+        "last_interval": [last.low, last.high],
+        "first_n": first.n,
+        "last_n": last.n,
+        "why": first.why or last.why,
+    }

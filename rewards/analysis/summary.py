@@ -15,7 +15,7 @@ from rewards.analysis.behaviour import (
 )
 from rewards.analysis.columns import component, component_roles, floats, strings, where
 from rewards.analysis.convergence import Bin, mean_series
-from rewards.analysis.intervals import Estimate, mean_estimate, share_estimate
+from rewards.analysis.intervals import first_last, mean_estimate, share_estimate
 from rewards.analysis.recalibrations import of_kind
 from rewards.functions.sentences import without_phrases
 
@@ -74,10 +74,10 @@ def reward_ends(table: pa.Table, pairs: bool = False) -> dict[str, Any]:
     baseline, adjusted = floats(table, "baseline_reward"), floats(table, "adjusted_reward")
     right = np.where(np.isfinite(baseline) & pairs, baseline > 0, np.nan)
     ends = {
-        name: _pair(*(mean_estimate(values[window]) for window in windows))
+        name: first_last(*(mean_estimate(values[window]) for window in windows))
         for name, values in (("baseline", baseline), ("adjusted", adjusted))
     }
-    ranked = _pair(*(share_estimate(right[window]) for window in windows))
+    ranked = first_last(*(share_estimate(right[window]) for window in windows))
     return ends | {"ranked_right": ranked if pairs else ranked | {"why": "its sessions are not pairs"}}
 
 
@@ -152,7 +152,7 @@ def _component_share(table: pa.Table, metric: str, windows: tuple[slice, slice] 
         return {"first": None, "last": None, "why": "fewer than two sessions"}
     raw = component(table, name)
     present = np.where(np.isfinite(raw), raw > 0, np.nan)
-    return _pair(share_estimate(present[windows[0]]), share_estimate(present[windows[1]]))
+    return first_last(share_estimate(present[windows[0]]), share_estimate(present[windows[1]]))
 
 
 def _component_curves(table: pa.Table, bins: Sequence[Bin]) -> list[dict[str, Any]]:
@@ -217,29 +217,17 @@ def _measures(
         | {"raw_types": [len({token for text in window for token in text}) for window in tokens]},
         "diversity": _rich(diversity, "share of distinct answers", "answers drawn"),
         "distinct_2": _rich(distinct, "share of distinct word pairs", "word pairs drawn"),
-        "within_prompt": _pair(*within) | {"unit": "chance that two answers to a prompt differ", "counts": "prompts"},
+        "within_prompt": first_last(*within)
+        | {"unit": "chance that two answers to a prompt differ", "counts": "prompts"},
     }
 
 
 def _rich(found: Richness, unit: str, drawn: str) -> dict[str, Any]:
-    return _pair(found.first, found.last) | {
+    return first_last(found.first, found.last) | {
         "unit": unit,
         "drawn": drawn,
         "sample": found.sample,
         "items": list(found.items),
-    }
-
-
-def _pair(first: Estimate, last: Estimate) -> dict[str, Any]:
-    """Plain numbers under `first` and `last`; intervals and counts beside them."""
-    return {
-        "first": first.value,
-        "last": last.value,
-        "first_interval": [first.low, first.high],
-        "last_interval": [last.low, last.high],
-        "first_n": first.n,
-        "last_n": last.n,
-        "why": first.why or last.why,
     }
 
 

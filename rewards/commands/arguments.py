@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -76,3 +76,20 @@ def read_stdin() -> str:
         return sys.stdin.buffer.read().decode()
     except UnicodeDecodeError as error:
         raise UserError(f"stdin: byte {error.start:,} is no UTF-8; give UTF-8 text") from error
+
+
+def named_numbers(given: Iterable[str], option: str) -> dict[str, float]:
+    """The numbers of an option that is given as NAME=NUMBER, any number of times.
+
+    Raises: UserError for anything else.
+    """
+    found = {}
+    for text in given:
+        name, _, number = text.rpartition("=")
+        try:
+            found[name] = float(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise UserError(f"{option} {text}: write it as {option} NAME=0.5")
+    return found

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from rewards.commands.arguments import Commands, add_json
+from rewards.commands.arguments import Commands, add_json, named_numbers
 from rewards.commands.output import counted, line, print_json, say
 from rewards.errors import UserError
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         if name in drop:
             raise UserError(f"--map {column}={name} and --drop {name} exclude each other")
     options = Options(columns, drop, read_pairs("--set", args.set))
-    weights = _weights(args.reward_weight)
+    weights = named_numbers(args.reward_weight, "--reward-weight")
     request = Request(args.run_id, args.files, args.format, options, args.events, weights)
     summary = import_run(args.ledger, request)
     if args.json:
@@ -75,19 +75,6 @@ def run(args: argparse.Namespace) -> int:
         return 0
     _print(summary)
     return 0
-
-
-def _weights(given: list[str]) -> dict[str, float]:
-    weights = {}
-    for text in given:
-        name, _, number = text.rpartition("=")
-        try:
-            weights[name] = float(number)
-        except ValueError:
-            name = ""
-        if not name:
-            raise UserError(f"--reward-weight {text}: write it as --reward-weight NAME=0.5")
-    return weights
 
 
 def _print(summary: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rewards.commands.arguments import About, Commands, add_command, add_json
+from rewards.commands.arguments import About, Commands, add_command, add_json, named_numbers
 from rewards.commands.lookup import chosen_runs
 from rewards.commands.output import counted, line, print_json, print_table, say
 from rewards.errors import UserError
@@ -93,17 +93,10 @@ def _check_kind(record: Record) -> None:
 def _weights(given: list[str]) -> dict[str, float]:
     from rewards.analysis.columns import LARGEST
 
-    weights = {}
-    for text in given:
-        name, _, number = text.rpartition("=")
-        try:
-            weights[name] = float(number)
-        except ValueError:
-            name = ""
-        if not name:
-            raise UserError(f"--weights {text}: write it as --weights NAME=0.5")
-        if LARGEST < abs(weights[name]) < float("inf"):
-            raise UserError(f"--weights {text}: beyond {LARGEST:g} nothing can be computed")
+    weights = named_numbers(given, "--weights")
+    for name, weight in weights.items():
+        if LARGEST < abs(weight) < float("inf"):
+            raise UserError(f"--weights {name}={weight:g}: beyond {LARGEST:g} nothing can be computed")
     return weights
 
 

@@ -1,6 +1,5 @@
 """A run's report as data: the same content that the page shows, ready for JSON, and the samples beside it."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rewards.analysis import constraint, convergence, recalibrations, summary
-from rewards.analysis.analyze import analyze
+from rewards.analysis.analyze import analyze, plain
 from rewards.analysis.columns import component_roles, floats, strings, where
 from rewards.analysis.data import RunData
 from rewards.report import origin, redacted
@@ -62,7 +61,7 @@ def build(record: Record) -> Report:
     data["analysis"] = analyze(RunData.of_table(table, own, record.run_id), record.forks)
     data["convergence"]["marks"] += _boundaries(data["analysis"]["segmentation"])
     data["limits"] = _limits(record, data)
-    cleaned: dict[str, Any] = _clean(data)
+    cleaned: dict[str, Any] = plain(data)
     return Report(cleaned, samples)
 
 
@@ -199,7 +198,7 @@ def _samples(record: Record) -> list[dict[str, Any]]:
     return [
         {"position": chosen[i], "session": i + 1, "step": int(record.steps[i])}
         | {name: _shortened(values[i]) for name, values in texts.items()}
-        | {name: _clean(float(values[i])) for name, values in numbers.items()}
+        | {name: plain(float(values[i])) for name, values in numbers.items()}
         | {"redacted": redacted.of_row(gone, table, i)}
         for i in sorted(chosen, key=lambda i: (order[chosen[i]], i))
     ]
@@ -268,18 +267,3 @@ def _limits(record: Record, data: Mapping[str, Any]) -> list[str]:
 
 def _pct(value: Any) -> str:
     return "unknown" if value is None else f"{value:g} %"
-
-
-def _clean(value: Any) -> Any:
-    """Only what JSON has: numbers that are not finite become null."""
-    if isinstance(value, Mapping):
-        return {str(name): _clean(found) for name, found in value.items()}
-    if isinstance(value, list | tuple):
-        return [_clean(found) for found in value]
-    if isinstance(value, bool) or value is None or isinstance(value, str | int):
-        return value
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    if isinstance(value, np.integer):
-        return int(value)
-    return str(value)

@@ -56,11 +56,13 @@ def last_layer(base: nn.Module) -> LastLayer | None:
     if attention is None or feed_forward is None:
         return None
     modules = (getattr(attention, _QUERY, None), getattr(attention, _OUTPUT, None), feed_forward)
-    if any(module is None or "forward" in vars(module) for module in modules):
+    ours = [module is not None and ROWS in vars(module) for module in modules]  # of another policy over this model
+    if any(m is None or ("forward" in vars(m) and not known) for m, known in zip(modules, ours, strict=True)):
         return None
-    for module in modules:
-        # A method, so that a copy of the module is bound to the copy.
-        module.forward = MethodType(_forward(type(module).forward), module)
+    for module, known in zip(modules, ours, strict=True):
+        if not known:
+            # A method, so that a copy of the module is bound to the copy.
+            module.forward = MethodType(_forward(type(module).forward), module)
         setattr(module, ROWS, None)
     setattr(attention, ROWS, None)
     return LastLayer(tuple(modules), attention)

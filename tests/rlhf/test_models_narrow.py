@@ -173,3 +173,11 @@ def test_a_batch_in_which_nothing_is_read_leaves_every_parameter_in_the_graph() 
     (policy(nothing).logps_BT.sum() * 0.0).backward()
     without = [name for name, parameter in policy.named_parameters() if parameter.grad is None]
     assert without == []
+
+
+def test_a_second_policy_over_a_copied_model_is_narrowed_too() -> None:
+    first = Policy(model_of("llama"))
+    wanted = first(batch()).logps_BT
+    second = Policy(copy.deepcopy(first.model))
+    assert torch.equal(second(batch()).logps_BT, wanted)
+    assert second._last_layer is not None
