@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,16 +106,16 @@ def _export(ledger: Ledger, wanted: Export, form: str) -> dict[str, Any]:
 # -- reading -----------------------------------------------------------------------------------------------------------
 
 
-class _Reader:
+class _Reader(ABC):
     """The rows of a run in the order of their sessions, as of one moment."""
 
     def __init__(self, wanted: Export) -> None:
         self.schema = wanted.schema
         self.damaged: list[str] = []
 
+    @abstractmethod
     def tables(self, columns: list[str] | None = None) -> Iterator[pa.Table]:
         """All rows, or some of their columns."""
-        raise NotImplementedError
 
     def check(self, rows: int) -> None:
         """Checks that so many rows are all."""

@@ -122,14 +122,14 @@ def start(stage: str, loaded: Loaded[Any], *, resume: bool, progress: str) -> di
     from rlhf.stages.inputs import read_inputs
 
     inputs = read_inputs(stage, loaded.config)
-    share_cores()
+    set_up_process()
     from rlhf.stages.registry import WORKS
     from rlhf.stages.run import run_stage
 
     return run_stage(stage, WORKS[stage], loaded, inputs, resume=resume, progress=progress)  # type: ignore[arg-type]
 
 
-def share_cores() -> None:
+def set_up_process() -> None:
     """Sets how long an idle thread spins before it sleeps, and that large tensors lie on large pages.
 
     A moment where other processes want the cores, else longer: beside a busy process spinning threads train a small

@@ -22,7 +22,7 @@ from rewards.errors import ConfigError
 from rewards.yaml_nodes import entries, is_null, plain, show, where
 from rlhf.config import RETIRED, STAGES
 from rlhf.config_tables import known_elsewhere
-from rlhf.launch import claim_output_dir, say_if_anew, share_cores
+from rlhf.launch import claim_output_dir, say_if_anew, set_up_process
 
 KEYS = ("pipeline", "output_dir", "seed", "defaults", "stages")
 OWNED = {"train": ("output_dir", "run_name"), "ledger": ("path", "pipeline_id")}
@@ -80,7 +80,7 @@ def run_pipeline(
 
     inputs = [read_inputs(planned.stage, planned.loaded.config) for planned in plan.stages]
     finished = [_finished(planned) if resume else None for planned in plan.stages]
-    share_cores()
+    set_up_process()
     from rlhf.stages.registry import WORKS
     from rlhf.stages.run import run_stage
 

@@ -14,7 +14,7 @@ from rewards.errors import ConfigError
 from rewards.yaml_nodes import entries
 from rlhf.config import RETIRED, STAGES, stage_of
 from rlhf.config_tables import known_elsewhere
-from rlhf.launch import share_cores
+from rlhf.launch import set_up_process
 from rlhf.pipeline import read_pipeline
 
 _UNITS = {"": 1, "b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, rest: Sequence[str] = ()) -> int:
     """Plans and prints; 1 where a stage does not fit the budget. Raises: ConfigError."""
     budget = None if args.budget is None else amount(args.budget)
     stages = _stages(Path(args.config), split_overrides(list(rest)))
-    share_cores()
+    set_up_process()
     from rlhf.plan.stage import follow, plan_stage
 
     plans = [plan_stage(planned, budget) for planned in follow(stages)]

@@ -11,7 +11,7 @@ from typing import Any
 
 from rewards.errors import ConfigError
 from rlhf.fork.plan import Forking, begin_folder
-from rlhf.launch import share_cores
+from rlhf.launch import set_up_process
 
 
 def run_fork(forking: Forking, *, progress: str = "auto") -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def run_fork(forking: Forking, *, progress: str = "auto") -> list[dict[str, Any]
                 from rlhf.stages.inputs import read_inputs
 
                 inputs = read_inputs(forking.stage, loaded.config)
-                share_cores()
+                set_up_process()
             result = _run_arm(forking, seed, name, loaded, inputs, progress)
         if progress != "none" and int(os.environ.get("RANK", "0")) == 0:
             how = "was finished already" if finished else result["status"]

@@ -22,9 +22,9 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(_config(spec, folder / "run")))
     from rlhf.cli import main
-    from rlhf.launch import share_cores
+    from rlhf.launch import set_up_process
 
-    share_cores()  # before torch, as the command does it
+    set_up_process()  # before torch, as the command does it
     passes = _timed_reference()
     if main([spec["stage"], "--config", str(path), "--progress", "none"]) != 0:
         raise SystemExit("our run failed: see above")
