@@ -213,7 +213,7 @@ def narrowing(core: Any) -> LastLayer | None:
     rows_X = torch.cat([layout.last_B, layout.last_B[:1] - 2])
     whole_1NH = core.base_model(**layout.inputs(tokens)).last_hidden_state
     try:
-        with found.only(rows_X):
+        with found.only(rows_X, whole_1NH.shape[1]):
             part_1NH = core.base_model(**layout.inputs(tokens)).last_hidden_state
     except (TypeError, ValueError, RuntimeError, AttributeError):  # a module that returns more, or other shapes
         return None

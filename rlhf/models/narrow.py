@@ -34,11 +34,17 @@ class LastLayer:
         return any(isinstance(part, nn.Dropout) and part.training and part.p > 0 for part in inside)
 
     @contextmanager
-    def only(self, rows_X: Tensor) -> Iterator[None]:
-        """Inside, the last layer serves these flat positions alone."""
+    def only(self, rows_X: Tensor, positions: int, multiple: int = 1) -> Iterator[None]:
+        """Inside, the last layer serves these flat positions alone.
+
+        positions: how many there are. multiple: what the number of rows that a matrix is multiplied with should be a
+        multiple of; other positions make it up where there are enough.
+        """
         rows_X = torch.unique(rows_X)
-        for module in (*self.modules, self.attention):
-            setattr(module, ROWS, rows_X)
+        setattr(self.attention, ROWS, rows_X)
+        filled_X = _filled(rows_X, positions, multiple)
+        for module in self.modules:
+            setattr(module, ROWS, filled_X)
         try:
             yield
         finally:
@@ -72,6 +78,14 @@ def rows_of(module: nn.Module) -> Tensor | None:
     """The positions that this attention need serve; None for all."""
     rows: Tensor | None = getattr(module, ROWS, None)
     return rows
+
+
+def _filled(rows_X: Tensor, positions: int, multiple: int) -> Tensor:
+    lacking = -len(rows_X) % multiple
+    if not lacking:
+        return rows_X
+    others = torch.ones(positions, dtype=torch.bool, device=rows_X.device).index_fill_(0, rows_X, False)
+    return torch.cat([rows_X, others.nonzero()[:, 0][-lacking:]])
 
 
 def _forward(plain: Any) -> Any:

@@ -93,7 +93,7 @@ class Policy(nn.Module):
         reach, form = self.shortcuts()
         core = self._core()
         flat = int(tokens.attention_BT.sum(1).max()) <= reach
-        layout = Layout.of(tokens, multiple=shape_step(self.device.type, compute_dtype(self.model))) if flat else None
+        layout = Layout.of(tokens, multiple=self._shape_step()) if flat else None
         inputs = self._inputs(tokens) if layout is None else layout.inputs(tokens)
         if form is not None or not language:
             with self._narrowed(tokens, layout, language=language, last=last):
@@ -129,8 +129,12 @@ class Policy(nn.Module):
         if not len(rows_X):  # every parameter keeps its place in the graph, which other ranks wait for
             yield
             return
-        with self._last_layer.only(rows_X):
+        with self._last_layer.only(rows_X, len(layout.source_N), self._shape_step()):
             yield
+
+    def _shape_step(self) -> int:
+        """What the number of rows of this pass's matrices should be a multiple of."""
+        return shape_step(self.device.type, compute_dtype(self.model))
 
     def _language(self, encoded: Encoded, need: frozenset[str], temperature: float) -> PolicyOutput:
         """What the language-model head says of the counted tokens."""

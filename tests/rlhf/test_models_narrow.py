@@ -118,6 +118,41 @@ def test_the_last_feed_forward_block_sees_only_what_is_read() -> None:
     assert (first, last) == (22, 8)
 
 
+def rows_of_the_last_block(policy: Policy) -> list[int]:
+    seen: list[int] = []
+    policy.model.model.layers[-1].mlp.up_proj.register_forward_hook(lambda _, args, __: seen.append(args[0].shape[1]))
+    return seen
+
+
+def test_rows_that_fill_a_matrix_up_to_a_shape_that_comes_back_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlhf.models.policy.shape_step", lambda device, dtype: 16)
+    policy = Policy(model_of("llama"))
+    policy.shortcuts()
+    seen = rows_of_the_last_block(policy)
+    both_ways(policy, lambda: policy(batch()).logps_BT)
+    assert seen == [16, 32]  # 8 of 22 positions are read
+
+
+def test_more_rows_than_there_are_positions_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = Policy(model_of("llama"))
+    policy.shortcuts()
+    assert policy._last_layer is not None
+    rows = torch.tensor([0, 3, 4])
+    seen = rows_of_the_last_block(policy)
+    with policy._last_layer.only(rows, 5, 64), torch.no_grad():
+        policy.model(torch.tensor([[5, 9, 2, 7, 11]]))
+    assert seen == [5]
+
+
+def test_in_half_precision_on_a_processor_the_last_layer_s_shapes_come_back() -> None:
+    policy = Policy(model_of("llama", torch.float32))
+    policy.shortcuts()
+    seen = rows_of_the_last_block(policy)
+    with torch.autocast("cpu", torch.bfloat16):
+        policy(batch())
+    assert seen == [64]
+
+
 def test_checkpointed_layers_are_not_narrowed_and_give_the_same_gradients() -> None:
     plain, checkpointed = Policy(model_of("llama")), Policy(model_of("llama"))
     checkpointed.enable_gradient_checkpointing()
