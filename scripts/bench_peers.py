@@ -29,7 +29,7 @@ from peer_bench.measure import LEARNING_RATES, WARM_UP, Failed, Plan, compare, l
 from peer_bench.report import print_comparison, print_lengths  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data" / "hh_harmless" / "pairs.jsonl.gz"
-STEPS = {"S": 12, "M": 8}
+STEPS = {"S": 20, "M": 8}
 LENGTHS = (128, 256, 512, 1024, 2048)
 
 
@@ -64,7 +64,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
     parser.add_argument("--pairs", type=int, default=8, help="pairs a step; SFT takes their chosen answers")
-    parser.add_argument("--steps", type=int, help=f"of a run, the first {WARM_UP} not counted (S: 12, M: 8)")
+    parser.add_argument("--steps", type=int, help=f"of a run, the first {WARM_UP} not counted (S: 20, M: 8)")
     parser.add_argument("--learning-rate", type=float, help="of both sides; default: one that moves the loss")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=8192, help="lengths: tokens a step")

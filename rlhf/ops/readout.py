@@ -22,6 +22,8 @@ KEEP = 1 << 28
 # oneDNN, which multiplies half-precision matrices on a processor, prepares each new shape for about two milliseconds
 # and holds on to it: lengths are rounded up to multiples of this, so that shapes come back.
 STEP = 64
+# Rows of a block of such a head: with what is left over, four shapes for all batches.
+HALF_ROWS = 4 * STEP
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def read(states_XH: Tensor, head: Head, ids_X: Tensor, temperature: float = 1.0,
     if not temperature > 0:
         raise ValueError(f"temperature {temperature} is not positive")
     count = len(ids_X)
-    filling = -count % STEP if head.dtype == torch.bfloat16 and states_XH.device.type == "cpu" else 0
+    filling = -count % STEP if _prepares_shapes(states_XH, head.dtype) else 0
     if filling:  # rows whose values are cut off below: their gradient is 0
         states_XH, ids_X = pad(states_XH, (0, 0, 0, filling)), pad(ids_X, (0, filling))
     with torch.autocast(states_XH.device.type, enabled=False):
@@ -94,7 +96,7 @@ class _Read(torch.autograd.Function):
         kept: list[Tensor | None] = []
         bytes_kept = 0
         parts: list[list[Tensor]] = [[], [], [], []]
-        for states, ids in zip(*_blocks(states_XH, ids_X, weight_VH.shape[0]), strict=True):
+        for states, ids in zip(*_blocks(states_XH, ids_X, head), strict=True):
             logits = head.logits(states)
             bytes_kept += logits.nbytes
             kept.append(logits if bytes_kept <= KEEP and any(ctx.needs_input_grad) else None)
@@ -124,7 +126,7 @@ class _Read(torch.autograd.Function):
         grad_VH = torch.zeros_like(weight_VH, dtype=wide) if need_weight else None
         grad_V = torch.zeros_like(bias_V, dtype=wide) if need_bias else None
         start = 0
-        for states, ids, logits in zip(*_blocks(states_XH, ids_X, weight_VH.shape[0]), ctx.kept, strict=True):
+        for states, ids, logits in zip(*_blocks(states_XH, ids_X, head), ctx.kept, strict=True):
             here = slice(start, start + len(ids))
             logits = head.logits(states) if logits is None else logits
             slope = _slope(logits, ids, normalisers_X[here], grad_X[here], ctx)
@@ -139,8 +141,14 @@ class _Read(torch.autograd.Function):
         return grad_XH, _as(grad_VH, weight_VH.dtype), _as(grad_V, weight_VH.dtype), None, None, None, None
 
 
-def _blocks(states_XH: Tensor, ids_X: Tensor, vocabulary: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    rows = max(1, BLOCK // vocabulary)
+def _prepares_shapes(states_XH: Tensor, dtype: torch.dtype) -> bool:
+    return dtype == torch.bfloat16 and states_XH.device.type == "cpu"
+
+
+def _blocks(states_XH: Tensor, ids_X: Tensor, head: Head) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    rows = max(1, BLOCK // head.weight_VH.shape[0])
+    if _prepares_shapes(states_XH, head.dtype):
+        rows = min(HALF_ROWS, max(STEP, rows // STEP * STEP))
     return torch.split(states_XH, rows), torch.split(ids_X, rows)
 
 
