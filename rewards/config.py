@@ -22,13 +22,12 @@ from rewards.config_types import in_words, item_types, limits_of, paths, section
 from rewards.errors import ConfigError
 from rewards.reward_sections import (
     DemonstrationGainSection,
-    DifferentialRule,
     GainSection,
     PairGainSection,
     RewardFunction,
     RewardSection,
-    TriggerRule,
 )
+from rewards.schedule_rules import DifferentialRule, SetPointRule, TriggerRule
 from rewards.section import Problem, Section
 from rewards.yaml_nodes import COMMAND_LINE, Dumper, compose, read_yaml, where
 
@@ -43,6 +42,7 @@ __all__ = [
     "RewardFunction",
     "RewardSection",
     "Section",
+    "SetPointRule",
     "TriggerRule",
     "describe",
     "digest_of",

@@ -110,7 +110,7 @@ class Schedule:
         for rule in section.differentials:
             key = (rule.category, rule.component)
             entries[key], rules[key] = rule.differential, rule.pivot
-        for trigger in section.triggers:
+        for trigger in section.changing():
             key = (trigger.category, trigger.component)
             entries.setdefault(key, 0.0)
             rules.setdefault(key, None)

@@ -2,28 +2,25 @@
 
 A trigger looks at the last n sessions of its category, once a step, after the step's sessions are known. When k of
 them hold the phrase it asks for a wider differential from the next step on. Every such moment is an event, also when
-the request is withheld: those are the placebos of a later analysis.
+the request is withheld: those are the placebos of a later analysis. A rule that holds a rate at a target (`setpoint`)
+is the same to the controller.
 """
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from rewards.differential import Schedule
 from rewards.errors import ConfigError
-from rewards.leverage import Gamma, gamma_interval
+from rewards.leverage import Gamma
 from rewards.pivots import describe
+from rewards.recent_slope import RecentSlope
+from rewards.schedule_rules import SetPointRule, TriggerRule
+from rewards.setpoint import Event, SetPoint, check_same
 from rewards.text import fold
 
-if TYPE_CHECKING:
-    from rewards.config import TriggerRule
-
-Event = tuple[str, dict[str, Any]]
-"""Kind and payload."""
-
-GAMMA_STEPS = 20
 _SHAPES_STATE = ("phrase", "category", "n", "armed_window")
 
 
@@ -39,7 +36,7 @@ class _Hit(NamedTuple):
 class Trigger:
     """One rule with what it remembers: the window, the run's latest sessions, the cooldown, the latest advantages."""
 
-    def __init__(self, rule: "TriggerRule") -> None:
+    def __init__(self, rule: TriggerRule) -> None:
         self.rule = rule
         self.name = rule.name or rule.phrase
         self._needle = fold(rule.phrase)
@@ -47,8 +44,21 @@ class Trigger:
         self._recent: deque[int] = deque(maxlen=rule.armed_window)
         self._hits_recent = 0
         self._since_applied: int | None = None
-        # Per step of the category: its group ids, matches and advantages.
-        self._steps: deque[tuple[int, list[list[Any]]]] = deque(maxlen=GAMMA_STEPS)
+        self._slope = RecentSlope()
+
+    def observe(
+        self,
+        step: int,
+        sessions: Sequence[Mapping[str, Any]],
+        folded: Sequence[str],
+        schedule: Schedule,
+        generator: np.random.Generator,
+        held: str | None,
+    ) -> tuple[list[Event], Schedule]:
+        """Takes in a step's sessions; the events, and the schedule from the next step on."""
+        if self.watch(step, sessions, folded) and self.hits >= self.rule.k:
+            return _evaluate(self, step, schedule, self._slope.gamma(generator), held)
+        return [], schedule
 
     def watch(self, step: int, sessions: Sequence[Mapping[str, Any]], folded: Sequence[str]) -> bool:
         """Takes in a step's sessions and their folded texts; whether the category was among them."""
@@ -63,7 +73,7 @@ class Trigger:
             self._recent.append(match)
             self._hits_recent += match
         if own:
-            self._steps.append((step, own))
+            self._slope.add(step, own)
             if self._since_applied is not None:
                 self._since_applied += len(own)
         return bool(own)
@@ -72,16 +82,6 @@ class Trigger:
     def hits(self) -> int:
         """Sessions of the window that hold the phrase."""
         return sum(hit.match for hit in self._window)
-
-    def gamma(self, generator: np.random.Generator) -> Gamma | None:
-        """The slope of the advantage on the phrase over the category's last steps; None where no group is mixed."""
-        rows = [(step, *row) for step, own in self._steps for row in own]
-        return gamma_interval(
-            [match for _, _, match, _ in rows],
-            [advantage for _, _, _, advantage in rows],
-            [None if group is None else (step, group) for step, group, _, _ in rows],
-            generator,
-        )
 
     def evidence(self, step: int) -> dict[str, Any]:
         """What the window and the sessions before it hold."""
@@ -126,7 +126,7 @@ class Trigger:
             "window": [list(hit) for hit in self._window],
             "recent": "".join(map(str, self._recent)),
             "since_applied": self._since_applied,
-            "steps": [[step, [list(row) for row in own]] for step, own in self._steps],
+            "steps": self._slope.state(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -134,26 +134,22 @@ class Trigger:
 
         Raises: ConfigError when it was made by a rule that counted something else.
         """
-        for key, old in state["rule"].items():
-            new = getattr(self.rule, key)
-            if new != old:
-                raise ConfigError(
-                    f"trigger `{self.name}`: {key} is {new!r}, and {old!r} in the checkpoint; its counts cannot "
-                    f"continue: restore the value, or give the trigger another name"
-                )
+        check_same(f"trigger `{self.name}`", self.rule, state["rule"])
         self._window = deque((_Hit(*hit) for hit in state["window"]), maxlen=self.rule.n)
         self._recent = deque(map(int, state["recent"]), maxlen=self.rule.armed_window)
         self._hits_recent = sum(self._recent)
         self._since_applied = state["since_applied"]
-        self._steps = deque(((step, [list(row) for row in own]) for step, own in state["steps"]), maxlen=GAMMA_STEPS)
+        self._slope.load(state["steps"])
 
 
 class Controller:
-    """All triggers of a run."""
+    """All rules of a run that change its schedule."""
 
-    def __init__(self, rules: Sequence["TriggerRule"], seed: int = 0) -> None:
+    def __init__(self, rules: Sequence[TriggerRule | SetPointRule], seed: int = 0) -> None:
         """`seed` is for the bootstrap intervals of gamma. Raises: ConfigError when two triggers have one name."""
-        self.triggers = [Trigger(rule) for rule in rules]
+        self.triggers: list[Trigger | SetPoint] = [
+            SetPoint(rule) if isinstance(rule, SetPointRule) else Trigger(rule) for rule in rules
+        ]
         self.seed = seed
         self.held: str | None = None
         """Why no trigger may act now, for an experiment that decides itself what is changed; None where they may."""
@@ -168,7 +164,8 @@ class Controller:
     ) -> tuple[list[Event], Schedule]:
         """Shows a step's sessions to the triggers; the events, and the schedule that holds from the next step on.
 
-        sessions: dicts with category, text, group_id and advantage (None for null), in (step, writer, seq) order.
+        sessions: dicts with category, text, compliant, group_id and advantage (None for null), in (step, writer, seq)
+        order.
         Raises: ValueError when the step does not come after the last one; ConfigError for a trigger whose pivot has
         not been measured.
         """
@@ -181,10 +178,9 @@ class Controller:
             key = (trigger.rule.category, trigger.rule.component)
             if key in schedule.awaiting:  # before it fires, not in the middle of a run
                 raise ConfigError(f"trigger `{trigger.name}`: the pivot of {describe(key)} has not been measured")
-            if trigger.watch(step, sessions, folded) and trigger.hits >= trigger.rule.k:
-                generator = np.random.default_rng([self.seed, step, index])
-                found, schedule = _evaluate(trigger, step, schedule, trigger.gamma(generator), self.held)
-                events += found
+            generator = np.random.default_rng([self.seed, step, index])
+            found, schedule = trigger.observe(step, sessions, folded, schedule, generator, self.held)
+            events += found
         return events, schedule
 
     def state_dict(self) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from rewards.schedule_rules import DifferentialRule, Pivot, SetPointRule, TriggerRule, repeated_differentials
 from rewards.section import Problem, Section
-
-Pivot = Literal["reference", "midpoint"] | float
 
 
 class RewardFunction(Section):
@@ -42,38 +41,6 @@ class RewardFunction(Section):
             yield "weight", f"has no effect on a component that is {self.role}: it is no part of the reward"
 
 
-class DifferentialRule(Section):
-    """The differential of one category when the run starts."""
-
-    category: str = Field(description="Category of prompts whose reward gaps are widened")
-    component: str | None = Field(None, description="null: all optimised components together")
-    differential: float = Field(0.0, gt=-1, description="d: the gain is 1 + d; 0.15 widens gaps by 15 %")
-    pivot: Pivot | None = Field(None, description="null: reward.pivot")
-
-
-class TriggerRule(Section):
-    """Widens a differential when a phrase comes back: k of the last n sessions of the category contain it."""
-
-    name: str | None = Field(None, description="null: the phrase")
-    phrase: str = Field(min_length=1, description="What the sessions are searched for")
-    category: str = Field(description="Category whose sessions are looked at and whose differential is widened")
-    component: str | None = Field(None, description="Component that is widened; null: all together")
-    k: int = Field(7, ge=1, description="Sessions with the phrase that are needed")
-    n: int = Field(20, ge=1, description="Sessions of the category that are looked at, the newest ones")
-    armed_below: float = Field(0.05, gt=0, le=1, description="Armed while the rate in the window is below this")
-    armed_window: int = Field(200, ge=1, description="Sessions of the run, of all categories, before the last n")
-    widen: float = Field(0.15, gt=0, description="d' = (1 + d)(1 + widen) - 1")
-    cooldown_sessions: int = Field(
-        400, ge=0, description="Sessions of the category after a recalibration in which none is applied"
-    )
-    cap: float = Field(1.0, gt=0, description="d never goes above; a step that would pass it is withheld")
-
-    def rules(self) -> Iterator[Problem]:
-        """K of n can be reached."""
-        if self.k > self.n:
-            yield "k", f"{self.k} of the last {self.n} sessions can never be reached: k is at most n"
-
-
 class RewardSection(Section):
     """Online RL: what is rewarded, and the schedule of differentials."""
 
@@ -97,6 +64,9 @@ class RewardSection(Section):
     pivot_samples: int = Field(200, ge=2, description="Samples per category for a reference pivot")
     differentials: list[DifferentialRule] = Field(default_factory=list, description="Differentials at the start")
     triggers: list[TriggerRule] = Field(default_factory=list, description="What widens a differential during the run")
+    setpoints: list[SetPointRule] = Field(
+        default_factory=list, description="Rates that are held at a target by moving a differential during the run"
+    )
 
     def rules(self) -> Iterator[Problem]:
         """Weights, names, classes and the schedule fit together."""
@@ -106,21 +76,27 @@ class RewardSection(Section):
             yield "compliant_when", "has no effect without `classifier`: nothing says what class an answer is"
         yield from repeated_differentials(self.differentials)
         yield from self._first_steps()
+        yield from self._set_points()
         for key, rule in self.scheduled():
             yield from self._advantage(key, rule) if self.place == "advantage" else self._components(key, rule)
 
     def cautions(self) -> Iterator[Problem]:
         """Pivots that nothing turns around."""
-        used = self.place == "reward" and bool(self.differentials or self.triggers)
+        used = self.place == "reward" and bool(self.scheduled())
         for key in self.changed("pivot", "pivot_samples"):
             if not used:
                 yield key, "has no effect: no differential acts on the reward"
 
-    def scheduled(self) -> list[tuple[str, DifferentialRule | TriggerRule]]:
+    def changing(self) -> list[TriggerRule | SetPointRule]:
+        """The rules that change the schedule during a run."""
+        return [*self.triggers, *self.setpoints]
+
+    def scheduled(self) -> list[tuple[str, DifferentialRule | TriggerRule | SetPointRule]]:
         """Every rule that is a differential or may become one, with its key."""
-        found: list[tuple[str, DifferentialRule | TriggerRule]] = []
+        found: list[tuple[str, DifferentialRule | TriggerRule | SetPointRule]] = []
         found += [(f"differentials.{i}", rule) for i, rule in enumerate(self.differentials)]
         found += [(f"triggers.{i}", rule) for i, rule in enumerate(self.triggers)]
+        found += [(f"setpoints.{i}", rule) for i, rule in enumerate(self.setpoints)]
         return found
 
     def cancelled(self, scale_rewards: Literal["group", "batch", "none"]) -> Iterator[Problem]:
@@ -138,6 +114,15 @@ class RewardSection(Section):
                     key,
                     f"a differential on {what} in `place: reward` cancels exactly under `scale_rewards: group`; "
                     f"use a component among several, `place: advantage`, or `scale_rewards: none` or `batch`",
+                )
+
+    def unanswered(self) -> Iterator[Problem]:
+        """Set-points whose rate nothing says: without a phrase it is that of answers that are not compliant."""
+        for i, rule in enumerate(self.setpoints):
+            if rule.phrase is None and rule.category not in self.compliant_when:
+                yield (
+                    f"setpoints.{i}.phrase",
+                    f"is needed: `compliant_when` does not say which answers are compliant in `{rule.category}`",
                 )
 
     def optimised(self) -> list[str | RewardFunction]:
@@ -161,9 +146,12 @@ class RewardSection(Section):
         if self.reward_funcs and not self.optimised():
             yield "reward_funcs", "none of them has the role `optimised`: there would be no reward"
         titles = [trigger.name or trigger.phrase for trigger in self.triggers]
+        titles += [rule.title() for rule in self.setpoints]
         for i, title in enumerate(titles):
             if title in titles[:i]:
-                yield f"triggers.{i}", f"a second trigger `{title}`: give one of them a `name`"
+                own = i - len(self.triggers)
+                key, what = (f"triggers.{i}", "trigger") if own < 0 else (f"setpoints.{own}", "rule")
+                yield key, f"a second {what} `{title}`: give one of them a `name`"
 
     def _first_steps(self) -> Iterator[Problem]:
         start = {(rule.category, rule.component): rule.differential for rule in self.differentials}
@@ -173,13 +161,24 @@ class RewardSection(Section):
             if after > trigger.cap:
                 yield f"triggers.{i}.cap", f"the first step, from {d:g} to {after:g}, would pass it: nothing could fire"
 
-    def _advantage(self, key: str, rule: DifferentialRule | TriggerRule) -> Iterator[Problem]:
+    def _set_points(self) -> Iterator[Problem]:
+        start = {(rule.category, rule.component): rule.differential for rule in self.differentials}
+        taken = {(trigger.category, trigger.component) for trigger in self.triggers}
+        for i, rule in enumerate(self.setpoints):
+            key = (rule.category, rule.component)
+            if key in taken:
+                yield f"setpoints.{i}", "another rule moves this differential too, and each would undo the other"
+            taken.add(key)
+            if not 0 <= start.get(key, 0.0) <= rule.cap:
+                yield f"setpoints.{i}.cap", f"d starts at {start[key]:g}; it is held between 0 and {rule.cap:g}"
+
+    def _advantage(self, key: str, rule: DifferentialRule | TriggerRule | SetPointRule) -> Iterator[Problem]:
         if rule.component is not None:
             yield f"{key}.component", "an advantage is whole: leave the component out, or use `place: reward`"
         if isinstance(rule, DifferentialRule) and rule.pivot is not None:
             yield f"{key}.pivot", "an advantage has no pivot: leave it out, or use `place: reward`"
 
-    def _components(self, key: str, rule: DifferentialRule | TriggerRule) -> Iterator[Problem]:
+    def _components(self, key: str, rule: DifferentialRule | TriggerRule | SetPointRule) -> Iterator[Problem]:
         optimised = {component_name(entry): entry for entry in self.optimised()}
         if None in optimised:  # a name that only its function knows: checked once that is there
             return
@@ -232,14 +231,6 @@ def component_name(entry: str | RewardFunction) -> str | None:
     if isinstance(entry, RewardFunction) and entry.name is not None:
         return entry.name
     return None if fn.startswith("model:") else re.split("[:.]", fn)[-1]
-
-
-def repeated_differentials(rules: list[DifferentialRule]) -> Iterator[Problem]:
-    """One differential per category and component."""
-    keys = [(rule.category, rule.component) for rule in rules]
-    for i, key in enumerate(keys):
-        if key in keys[:i]:
-            yield f"differentials.{i}", f"a second differential for category `{key[0]}` and the same component"
 
 
 def _listed(names: list[str]) -> str:

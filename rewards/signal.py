@@ -62,7 +62,7 @@ class RewardSignal:
 
     def __init__(self, section: "RewardSection", scorers: Sequence[Scorer], scale: Scale, seed: int) -> None:
         self.schedule = Schedule.from_config(section, scorers)
-        self.controller = Controller(section.triggers, seed)
+        self.controller = Controller(section.changing(), seed)
         self.trajectory = TrajectoryIndex()
         self.scale: Scale = scale
         self.seed = seed
@@ -94,6 +94,7 @@ class RewardSignal:
             {
                 "category": s.category,
                 "text": s.text,
+                "compliant": s.compliant,
                 "group_id": s.group_id,
                 "advantage": None if np.isnan(a) else float(a),
             }

@@ -17,7 +17,8 @@ from rewards.differential import Schedule
 from rewards.errors import ConfigError
 from rewards.pivots import Pivot, describe
 from rewards.replay.rescore import sums, weighted
-from rewards.reward_sections import RewardFunction, RewardSection, TriggerRule, component_name
+from rewards.reward_sections import RewardFunction, RewardSection, component_name
+from rewards.schedule_rules import SetPointRule, TriggerRule
 from rewards.scorers import Scorer
 from rewards.section import RULES_LATER
 
@@ -89,7 +90,7 @@ class Plan:
 
     weights: dict[str, float | None] = field(default_factory=dict)
     schedule: Schedule | None = None
-    triggers: tuple[TriggerRule, ...] = ()
+    triggers: tuple[TriggerRule | SetPointRule, ...] = ()
     scale: Scale | None = None
     notes: tuple[str, ...] = ()
 
@@ -122,7 +123,7 @@ def make_plan(
         for key, message in section.cancelled(scale or record.scale() or "group")
     ]
     schedule = _with_pivots(record, Schedule.from_config(section, _scorers(section)), wanted, name)
-    return Plan(wanted, schedule, tuple(section.triggers), scale, tuple(notes))
+    return Plan(wanted, schedule, tuple(section.changing()), scale, tuple(notes))
 
 
 def _weights(record: Record, section: ReplaySection, name: Path | str) -> dict[str, float | None]:
@@ -196,6 +197,7 @@ def _section(
             "pivot": asked.pivot,
             "differentials": asked.differentials,
             "triggers": asked.triggers,
+            "setpoints": asked.setpoints,
         },
         context=RULES_LATER,
     )

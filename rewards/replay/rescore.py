@@ -18,7 +18,7 @@ from rewards.analysis.scored import Flags, Floats, Scored
 from rewards.differential import Schedule
 from rewards.errors import LedgerError
 from rewards.recalibration import Controller
-from rewards.reward_sections import TriggerRule
+from rewards.schedule_rules import SetPointRule, TriggerRule
 
 Event = tuple[str, dict[str, Any]]
 LACKING = 1e-9  # of the reward, beyond rounding, before other weights are refused
@@ -166,7 +166,7 @@ class Triggered:
     """A schedule that changes on the way, and what its triggers look at."""
 
     schedule: Schedule
-    rules: Sequence[TriggerRule]
+    rules: Sequence[TriggerRule | SetPointRule]
     answers: Sequence[str | None]
     seed: int = 0
 
@@ -177,10 +177,11 @@ def triggered(scored: Scored, plain: Weighted, asked: Triggered, scale: Scale) -
     Raises: LedgerError when a response is not on record.
     """
     missing = sum(answer is None for answer in asked.answers)
-    if missing:
+    if missing and any(rule.phrase is not None for rule in asked.rules):
         raise LedgerError(
-            f"the triggers of the schedule look at responses, and {missing:,} of {len(scored):,} sessions have none on "
-            f"record: leave `triggers` out, and give `differentials` as they would have been"
+            f"rules of the schedule look at responses, and {missing:,} of {len(scored):,} sessions have none on "
+            f"record: leave out `triggers` and `setpoints` with a phrase, and give `differentials` as they would have "
+            f"been"
         )
     controller, schedule = Controller(asked.rules, asked.seed), asked.schedule
     gains, events = Gains.none(len(scored), len(scored.components)), []
@@ -195,7 +196,8 @@ def triggered(scored: Scored, plain: Weighted, asked: Triggered, scale: Scale) -
         observed = [
             {
                 "category": names[i],
-                "text": asked.answers[i],
+                "text": asked.answers[i] or "",  # null only where no rule looks at it
+                "compliant": None if np.isnan(scored.compliant[i]) else bool(scored.compliant[i]),
                 "group_id": int(scored.group[i]) if scored.group[i] >= 0 else None,
                 "advantage": None if np.isnan(a) else float(a),
             }

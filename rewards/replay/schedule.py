@@ -9,7 +9,8 @@ from typing import Literal
 from pydantic import Field
 
 from rewards.config import load
-from rewards.reward_sections import DifferentialRule, Pivot, RewardFunction, TriggerRule, repeated_differentials
+from rewards.reward_sections import RewardFunction
+from rewards.schedule_rules import DifferentialRule, Pivot, SetPointRule, TriggerRule, repeated_differentials
 from rewards.section import Problem, Section
 
 _GIVEN = "is as recorded: a replay gives the recorded values another schedule and calls no function; leave it out"
@@ -33,6 +34,7 @@ class ReplaySection(Section):
     pivot: Pivot = Field("reference", description="What a differential turns around; reference: as measured then")
     differentials: list[DifferentialRule] = Field(default_factory=list, description="Differentials at the start")
     triggers: list[TriggerRule] = Field(default_factory=list, description="What widens a differential on the way")
+    setpoints: list[SetPointRule] = Field(default_factory=list, description="Rates that a differential is to hold")
 
     def rules(self) -> Iterator[Problem]:
         """One differential per category and component; what needs the record is checked with it."""

@@ -140,6 +140,8 @@ class GRPOConfig(Stage):
             yield "train.fsdp", "online RL is not sharded: ranks sample texts of different lengths; use false"
         for key, message in self.reward.cancelled(self.train.scale_rewards):
             yield f"reward.{key}", message
+        for key, message in self.reward.unanswered():
+            yield f"reward.{key}", message
         if any(self.reference.kl.rules()):
             return
         try:

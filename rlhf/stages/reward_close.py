@@ -19,6 +19,7 @@ from rlhf.data.records import Record, plain, prompt_of
 from rlhf.data.tokenise import Tokens
 from rlhf.evaluation.answers import sample_seed
 from rlhf.evaluation.calibration import calibrate
+from rlhf.evaluation.conformal import conformal
 from rlhf.evaluation.probes import PROBES, Attempt, attempts, figures
 from rlhf.models.heads import RewardModel
 from rlhf.reference.policy import quiet
@@ -64,17 +65,21 @@ class Closing:
     # --- calibration ---
 
     def calibrate(self, step: int, z: Sequence[float], y: Sequence[float], records: Sequence[Record]) -> dict[str, Any]:
-        """Fits the temperature of margins z with outcomes y, which is saved with the model, and judges it.
+        """Fits the temperature of margins z with outcomes y, which is saved with the model, and judges the margins.
 
+        Judged are their probabilities, and from which margin on the model may decide with one set in ten wrong.
         records: the row behind each margin; the two halves share no prompt.
         """
         if not z:
             return {}
         noise = self.config.train.label_noise
         keys = [prompt_id(plain(prompt_of(record))) for record in records]
-        found = calibrate(np.asarray(z, dtype=np.float64), np.asarray(y, dtype=np.float64), keys, noise)
+        margins, outcomes = np.asarray(z, dtype=np.float64), np.asarray(y, dtype=np.float64)
+        found = calibrate(margins, outcomes, keys, noise)
         self.model.set_temperature(found["metrics"]["temperature"])
-        payload = {"suite": "reward_calibration", "when": "after", **found, "by_category": {}}
+        sets = conformal(margins, outcomes, keys, [record.category for record in records])
+        found["metrics"] |= sets["metrics"]
+        payload = {"suite": "reward_calibration", "when": "after", **found, "by_category": sets["by_category"]}
         self.run.recorder.evaluation(payload, step)
         if self.run.accelerator.is_main_process:
             draw_reliability(found, self.run.output_dir / RELIABILITY)

@@ -133,6 +133,9 @@ def record(ledger, run, reward, scale, recorded, config=True):
 
 TRIGGER = {"phrase": PHRASE, "category": "self", "component": "task", "k": 3, "n": 12, "armed_below": 0.5}
 TRIGGER |= {"armed_window": 20, "cooldown_sessions": 30, "widen": 0.15, "cap": 2.0}
+SETPOINTS = [{"phrase": "7", "category": "format", "component": "task", "target": 0.05, "step": 0.1}]
+SETPOINTS += [{"category": "self", "component": "style", "target": 0.4, "error": "logit", "every_sessions": 30}]
+SETPOINTS = [{"gain": 4.0, "lag_sessions": 20, "every_sessions": 20, "least_change": 0.0} | rule for rule in SETPOINTS]
 PARTS = [{"category": "self", "component": "task", "differential": 0.15}]
 PARTS += [{"category": "format", "component": "length", "differential": 0.2, "pivot": 0.1}]
 WHOLE = [{"category": "self", "differential": 1 / 8}, {"category": "arithmetic", "differential": 0.3, "pivot": 0.2}]
@@ -140,6 +143,7 @@ CASES = {
     "plain": ("group", {}),
     "components": ("group", {"differentials": PARTS}),
     "triggers": ("group", {"differentials": PARTS, "triggers": [TRIGGER]}),
+    "setpoints": ("group", {"differentials": PARTS, "setpoints": SETPOINTS}),
     "whole": ("none", {"differentials": WHOLE}),
     "batch": ("batch", {"differentials": [*WHOLE, *PARTS]}),
     "advantage": ("group", {"differentials": [{"category": "self", "differential": 0.25}], "place": "advantage"}),
@@ -184,8 +188,9 @@ def after_of(ledger, run, plan, record_):
 
 
 def test_the_test_ledgers_hold_what_they_are_meant_to_hold(ledger):
-    kinds = [event["kind"] for event in ledger.events("triggers")]
-    assert kinds.count("recalibration") >= 2
+    for run in ("triggers", "setpoints"):
+        kinds = [event["kind"] for event in ledger.events(run)]
+        assert kinds.count("recalibration") >= 2
     statuses = {c["status"] for _, s in ledger.steps["plain"] for row in s.rows for c in row["components"]}
     assert statuses == {"ok", "na", "error"}
 
@@ -212,12 +217,13 @@ def test_the_recorded_schedule_gives_the_recorded_rewards_and_advantages_bit_for
         assert ends["before"] == ends["after"]
 
 
-def test_replayed_triggers_fire_when_the_recorded_ones_did(ledger, held, tmp_path):
-    kept = held("triggers")
-    plan = make_plan(kept, read_schedule(as_file(tmp_path, **CASES["triggers"][1])))
-    document = replay(kept, plan, read_answers(ledger, "triggers"))
+@pytest.mark.parametrize("run", ["triggers", "setpoints"])
+def test_replayed_rules_act_when_the_recorded_ones_did(ledger, held, run, tmp_path):
+    kept = held(run)
+    plan = make_plan(kept, read_schedule(as_file(tmp_path, **CASES[run][1])))
+    document = replay(kept, plan, read_answers(ledger, run))
     got = [(f["step"], f["old_pct"], f["new_pct"]) for f in document["changed"]["recalibrations"]]
-    there = ledger.events("triggers", kind="recalibration")
+    there = ledger.events(run, kind="recalibration")
     assert got == [(e["step"], e["payload"]["old_pct"], e["payload"]["new_pct"]) for e in there]
 
 

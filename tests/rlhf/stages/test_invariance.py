@@ -153,11 +153,15 @@ TRIGGER = (
     "reward.triggers=[{name: back, phrase: a, category: arithmetic, component: brevity, k: 1, n: 4, armed_below: 1.0,"
     " armed_window: 4, cooldown_sessions: 6}]"
 )
+SETPOINT = (
+    "reward.setpoints=[{phrase: e, category: arithmetic, component: task, target: 0.05, gain: 5.0, lag_sessions: 8,"
+    " every_sessions: 1, least_change: 0.0}]"
+)
 
 
 @pytest.mark.parametrize("inner", [1, 2])
 def test_a_killed_and_resumed_grpo_run_equals_the_uninterrupted_one(inner: int, tmp_path: Path) -> None:
-    keys = [f"train.num_iterations={inner}", TRIGGER, "train.save_steps=3", "train.learning_rate=1e-2"]
+    keys = [f"train.num_iterations={inner}", TRIGGER, SETPOINT, "train.save_steps=3", "train.learning_rate=1e-2"]
     keys += ["reward.pivot_samples=8"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     threads = torch.get_num_threads()
@@ -173,7 +177,8 @@ def test_a_killed_and_resumed_grpo_run_equals_the_uninterrupted_one(inner: int, 
     assert live_view(whole, "grpo") == live_view(killed, "grpo")
     for kind in ("recalibration", "trigger_evaluated", "pivot_set", "step_stats"):
         assert live_events(whole, "grpo", kind) == live_events(killed, "grpo", kind)
-    assert live_events(whole, "grpo", "trigger_evaluated")
+    evaluated = live_events(whole, "grpo", "trigger_evaluated")
+    assert {event["trigger"].get("kind") for event in evaluated} == {None, "setpoint"}
     assert report_of(whole) == report_of(killed)
     ledger = ledger_of(killed)
     everything = ledger.sessions("grpo", live=False).to_pylist()

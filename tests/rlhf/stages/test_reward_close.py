@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from rewards.cli import main as rewards
 from rewards.errors import ConfigError
 from rlhf.data.records import Record
 from rlhf.data.tokenise import prepare_pairs
@@ -78,6 +79,31 @@ def test_calibration_is_on_record_saved_with_the_model_and_changes_no_score(tmp_
     score = reward_function(str(tmp_path / "run" / "model"))(["What?"], ["This."])
     config.write_text(json.dumps({**described, "temperature": {"value": 9.0, "low": None, "high": None, "n": 5}}))
     assert reward_function(str(tmp_path / "run" / "model"))(["What?"], ["This."]) == score
+
+
+def test_from_which_margin_the_model_decides_is_on_record_and_in_the_report(tmp_path: Path) -> None:
+    keys = [*HELD, "data.max_rows=300", "train.learning_rate=3e-3", "evaluation.probes=false"]
+    assert run("reward", tmp_path / "run", *keys, steps=30, batch=16) == 0
+    event = evaluations(tmp_path / "run")["reward_calibration"]
+    metrics, categories = event["metrics"], event["by_category"]
+    prompts = metrics["e_aurc"]["n"]
+    assert metrics["decide_margin"]["n"] + metrics["coverage"]["n"] == prompts <= event["n"]
+    assert metrics["coverage_law"]["value"] is None or metrics["coverage_law"]["value"] >= 0.9
+    decided, right = metrics["decided"], metrics["decided_accuracy"]
+    if right["value"] is not None:  # what is missed is what was decided wrongly
+        missed = right["n"] * (1 - right["value"])
+        assert metrics["coverage"]["value"] == pytest.approx(1 - missed / decided["n"])
+    assert summary(tmp_path / "run")["outcome"]["calibration"]["metrics"] == metrics
+    # A category has figures of its own threshold or the reason why it has none, never those of the threshold over all.
+    assert len(categories) > 3 and sum(found["coverage_pooled"]["n"] for found in categories.values()) == decided["n"]
+    few = [found for found in categories.values() if found["decide_margin"]["n"] < 9]
+    assert few and all("takes 9" in found[name]["why"] for found in few for name in ("decided", "coverage"))
+    assert all("why" not in found["decide_margin"] for found in categories.values() if found not in few)
+    page = tmp_path / "page.html"
+    assert rewards(["report", str(tmp_path / "run" / "ledger"), "--out", str(page)]) == 0
+    text = page.read_text()
+    assert all(f">{name}<" in text for name in ("decide_margin", "decided_accuracy", "coverage", "e_aurc"))
+    assert few[0]["decide_margin"]["why"] in text
 
 
 def test_a_reliability_diagram_is_drawn_where_matplotlib_is_there(tmp_path: Path) -> None:
