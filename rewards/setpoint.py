@@ -80,13 +80,14 @@ class SetPoint:
     ) -> tuple[list[Event], Schedule]:
         rule = self.rule
         old = schedule.entries.get((rule.category, rule.component), 0.0)
-        new = min(max(old + self._saved + self.step * self._error(), 0.0), rule.cap)
+        exact = min(max(old + self._saved + self.step * self._error(), 0.0), rule.cap)
+        new = round(exact, 4)  # hundredths of a per cent: people read it
         hits, n, first = self._hits, self._n, self._first_step
         self._hits, self._n, self._first_step = 0, 0, None
         # An end of the range is always reached, however small the last change.
         small = abs(new - old) < rule.least_change and not (new in (0.0, rule.cap) and new != old)
         if new == old or small:
-            self._saved = new - old
+            self._saved = exact - old
             return [], schedule
         slope = self._slope.gamma(generator)
         objections = _objections(new - old, slope) + ([held] if held is not None else [])
@@ -118,8 +119,8 @@ class SetPoint:
             "withheld_because": "; ".join(objections) or None,
             "gamma": None if slope is None else slope.payload(),
         }
-        # What was refused is not saved up either: it would all come at once when the reason is gone.
-        self._saved = 0.0
+        # What was refused is not saved up: it would all come at once when the reason is gone.
+        self._saved = 0.0 if objections else exact - new
         if objections:
             return [("trigger_evaluated", evaluated)], schedule
         return [("trigger_evaluated", evaluated), ("recalibration", payload)], change.schedule

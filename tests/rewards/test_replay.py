@@ -133,7 +133,7 @@ def record(ledger, run, reward, scale, recorded, config=True):
 
 TRIGGER = {"phrase": PHRASE, "category": "self", "component": "task", "k": 3, "n": 12, "armed_below": 0.5}
 TRIGGER |= {"armed_window": 20, "cooldown_sessions": 30, "widen": 0.15, "cap": 2.0}
-SETPOINTS = [{"phrase": "7", "category": "format", "component": "task", "target": 0.05, "step": 0.1}]
+SETPOINTS = [{"phrase": "7", "category": "format", "component": "task", "target": 0.05, "error": "rate", "step": 0.1}]
 SETPOINTS += [{"category": "self", "component": "style", "target": 0.4, "error": "logit", "every_sessions": 30}]
 SETPOINTS = [{"gain": 4.0, "lag_sessions": 20, "every_sessions": 20, "least_change": 0.0} | rule for rule in SETPOINTS]
 PARTS = [{"category": "self", "component": "task", "differential": 0.15}]
