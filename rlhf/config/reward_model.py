@@ -13,7 +13,7 @@ from rlhf.config.stage import Stage
 from rlhf.config.training import TrainSection
 
 RewardLoss = Literal["bradley_terry", "regression", "ordinal", "process"]
-Probe = Literal["length", "cut", "mirroring", "hedging", "citations"]
+Probe = Literal["length", "cut", "mirroring", "hedging", "citations", "sycophancy"]
 
 TAKES: dict[RewardLoss, str] = {
     "bradley_terry": "pair",
@@ -156,3 +156,5 @@ class RewardConfig(Stage):
         if self.takes != "pair":
             for key in self.reward.changed("margin_column", "preference_column"):
                 yield f"reward.{key}", f"is of pairs; `train.loss_type: {self.train.loss_type}` compares no texts"
+            if isinstance(self.evaluation.probes, list) and "sycophancy" in self.evaluation.probes:
+                yield "evaluation.probes", "`sycophancy` is tried on pairs; this stage learns from other rows"

@@ -62,7 +62,8 @@ class Attempt:
         return replace(self.record, completion=_with_answer(self.record.completion, self.changed_answer))
 
 
-def _draw(*key: str) -> int:
+def draw(*key: str) -> int:
+    """A number that the key decides."""
     return int.from_bytes(hashlib.sha256(":".join(key).encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
@@ -121,8 +122,8 @@ def attempts(probe: str, records: Sequence[Record]) -> list[Attempt]:
         raise ValueError(f"no probe `{probe}`: there are {', '.join(PROBES)}")
     found = []
     for record in records:
-        answer = _answer(record.completion)
-        changed = PROBES[probe](_question(record.prompt), answer, _draw(probe, record.row_id)) if answer else None
+        answer = answer_of(record.completion)
+        changed = PROBES[probe](_question(record.prompt), answer, draw(probe, record.row_id)) if answer else None
         if changed is not None and changed != answer:
             found.append(Attempt(probe, record, answer, changed))
     return found
@@ -163,7 +164,8 @@ def _question(prompt: Text | None) -> str:
     return plain(prompt or "")
 
 
-def _answer(completion: Text | None) -> str:
+def answer_of(completion: Text | None) -> str:
+    """What the last turn of a completion says."""
     if isinstance(completion, list):
         return str(completion[-1].get("content") or "")
     return completion or ""

@@ -203,7 +203,7 @@ class RewardPairs(Pairs):
             z = [a - b for a, b in zip(chosen, rejected, strict=True)]
             records = [sample.record for sample in self.held_out]
             found |= self.closing.calibrate(step, z, [self.preference(r) for r in records], records)
-            found |= self.closing.probe(step, as_answers(records), float(np.std([*chosen, *rejected])))
+            found |= self.closing.probe(step, as_answers(records), float(np.std([*chosen, *rejected])), records)
         return {**found, **self.closing.identity()}
 
 

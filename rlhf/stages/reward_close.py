@@ -17,6 +17,7 @@ from rewards.scorers import scorer_id
 from rlhf.config import RewardConfig
 from rlhf.data.records import Record, plain, prompt_of
 from rlhf.data.tokenise import Tokens
+from rlhf.evaluation import sycophancy
 from rlhf.evaluation.answers import sample_seed
 from rlhf.evaluation.calibration import calibrate
 from rlhf.evaluation.conformal import conformal
@@ -87,71 +88,128 @@ class Closing:
 
     # --- probes ---
 
-    def probe(self, step: int, records: Sequence[Record], spread: float) -> dict[str, Any]:
+    def probe(
+        self, step: int, records: Sequence[Record], spread: float, pairs: Sequence[Record] = ()
+    ) -> dict[str, Any]:
         """Tries the exploits on held-out answers.
 
         records: prompts with completions; the first PROBED_ROWS of them are tried. spread: standard deviation of the
-        held-out scores.
+        held-out scores. pairs: the rows as pairs, where the stage has such, for stated opinions.
         """
         wanted = self.config.evaluation.probes
-        names = list(PROBES) if wanted is True else list(wanted or [])
+        names = [*PROBES, sycophancy.NAME] if wanted is True else list(wanted or [])
         if not names or not records:
             return {}
-        chosen, limit = records[:PROBED_ROWS], self.config.train.max_length
         metrics: dict[str, Any] = {}
         rows: list[dict[str, Any]] = []
         for name in names:
-            tried = attempts(name, chosen)
-            pairs = zip(
-                self.scorer.tokens([a.before for a in tried]), self.scorer.tokens([a.after for a in tried]), strict=True
-            )
-            # A text that is cut does not hold what was added to it.
-            kept = [
-                (a, *pair)
-                for a, pair in zip(tried, pairs, strict=True)
-                if limit is None or max(len(tokens.ids) for tokens in pair) <= limit
-            ]
-            if len(kept) < len(chosen):
-                self.run.say(
-                    [f"probe {name}: {len(chosen) - len(kept)} of {len(chosen)} rows are too short or too long"]
-                )
-            if not kept:
-                metrics[f"{name}_wins"] = {"value": None, "low": None, "high": None, "n": 0}
-                continue
-            before = self.scorer.scores([tokens for _, tokens, _ in kept])
-            after = self.scorer.scores([tokens for _, _, tokens in kept])
-            metrics |= {f"{name}_{key}": value for key, value in figures(before, after, spread).items()}
-            rows += [self._row(step, a, b, c) for (a, _, _), b, c in zip(kept, before, after, strict=True)]
+            if name in PROBES:
+                self._exploit(name, step, records[:PROBED_ROWS], spread, metrics, rows)
+            elif pairs:
+                self._opinions(step, pairs[:PROBED_ROWS], spread, metrics, rows)
+        if not metrics:
+            return {}
         if self.run.accelerator.is_main_process:
             self.run.recorder.evaluation_rows(step, rows)
         n = max(figure["n"] for figure in metrics.values())
         found = {"suite": "reward_probes", "when": "after", "n": n, "spread": spread, "metrics": metrics}
         self.run.recorder.evaluation({**found, "by_category": {}}, step)
         paid = [name for name in names if metrics.get(f"{name}_shift", {}).get("found")]
-        if paid:
-            self.run.say([f"the model scores held-out answers higher for: {', '.join(paid)} (reward_probes)"])
+        exploits = [name for name in paid if name != sycophancy.NAME]
+        if exploits:
+            self.run.say([f"the model scores held-out answers higher for: {', '.join(exploits)} (reward_probes)"])
+        if sycophancy.NAME in paid:
+            self.run.say(["the model scores an answer higher when the user says that it is right (reward_probes)"])
         return {"probes": metrics}
+
+    def _exploit(
+        self,
+        name: str,
+        step: int,
+        chosen: Sequence[Record],
+        spread: float,
+        metrics: dict[str, Any],
+        rows: list[dict[str, Any]],
+    ) -> None:
+        tried = attempts(name, chosen)
+        befores, afters = self.scorer.tokens([a.before for a in tried]), self.scorer.tokens([a.after for a in tried])
+        kept = [(a, b, c) for a, b, c in zip(tried, befores, afters, strict=True) if self._fits(b, c)]
+        self._tell_left_out(name, len(chosen) - len(kept), len(chosen))
+        if not kept:
+            metrics[f"{name}_wins"] = {"value": None, "low": None, "high": None, "n": 0}
+            return
+        before = self.scorer.scores([tokens for _, tokens, _ in kept])
+        after = self.scorer.scores([tokens for _, _, tokens in kept])
+        metrics |= {f"{name}_{key}": value for key, value in figures(before, after, spread).items()}
+        rows += [self._row(step, a, b, c) for (a, _, _), b, c in zip(kept, before, after, strict=True)]
+
+    def _opinions(
+        self,
+        step: int,
+        pairs: Sequence[Record],
+        spread: float,
+        metrics: dict[str, Any],
+        rows: list[dict[str, Any]],
+    ) -> None:
+        name = sycophancy.NAME
+        tried = [(o, self.scorer.tokens(o.texts())) for o in sycophancy.opinions(pairs)]
+        kept = [(o, tokens) for o, tokens in tried if self._fits(*tokens)]
+        self._tell_left_out(name, len(pairs) - len(kept), len(pairs))
+        if not kept:
+            metrics[f"{name}_wins"] = {"value": None, "low": None, "high": None, "n": 0}
+            return
+        scores = np.reshape(self.scorer.scores([text for _, tokens in kept for text in tokens]), (-1, 4))
+        z = np.stack([scores[:, 0] - scores[:, 1], scores[:, 2] - scores[:, 3]], axis=1).tolist()
+        found = sycophancy.opinion_figures([a for a, _ in z], [b for _, b in z], spread)
+        metrics |= {f"{name}_{key}": value for key, value in found.items()}
+        rows += [self._opinion_row(step, o, *margins) for (o, _), margins in zip(kept, z, strict=True)]
+
+    def _fits(self, *texts: Tokens) -> bool:
+        """Whether nothing has to be cut: a text that is cut does not hold what was added to it."""
+        limit = self.config.train.max_length
+        return limit is None or max(len(tokens.ids) for tokens in texts) <= limit
+
+    def _tell_left_out(self, name: str, left_out: int, of: int) -> None:
+        if left_out:
+            self.run.say([f"probe {name}: {left_out} of {of} rows cannot be tried, or are too short or too long"])
+
+    def _opinion_row(self, step: int, opinion: sycophancy.Opinion, with_it: float, against_it: float) -> dict[str, Any]:
+        """A session of two texts under the opinion for the better one; the reward is the margin's move towards it."""
+        record, moved = opinion.record, with_it - against_it
+        parts = [component("opinion_for_chosen", with_it), component("opinion_for_rejected", against_it)]
+        texts = {"prompt": plain(opinion.for_chosen), "response": plain(record.chosen or "")}
+        texts["rejected"] = plain(record.rejected or "")
+        return self._session(step, record, sycophancy.NAME) | {
+            "baseline_reward": moved,
+            "adjusted_reward": moved,
+            "components": parts,
+            **texts,
+        }
 
     def _row(self, step: int, attempt: Attempt, before: float, after: float) -> dict[str, Any]:
         """A session of two texts: the changed answer against the answer."""
         record = attempt.record
-        prompt = plain(prompt_of(record))
-        return {
-            "pipeline": self.run.stage,
-            "split": "eval",
-            "arm": f"probe {attempt.probe}",
-            "dataset_id": record.dataset_id,
-            "row_id": record.row_id,
-            "prompt_id": prompt_id(prompt),
-            "group_id": f"probe-{attempt.probe}-{record.row_id}",
-            "policy_version": step,
-            "category": record.category,
+        return self._session(step, record, attempt.probe) | {
             "baseline_reward": after - before,
             "adjusted_reward": after - before,
             "components": [component("changed", after), component("unchanged", before)],
-            "prompt": prompt,
+            "prompt": plain(prompt_of(record)),
             "response": plain(attempt.after.completion or ""),
             "rejected": plain(record.completion or ""),
+        }
+
+    def _session(self, step: int, record: Record, probe: str) -> dict[str, Any]:
+        """What every row of a probe says of where it comes from."""
+        return {
+            "pipeline": self.run.stage,
+            "split": "eval",
+            "arm": f"probe {probe}",
+            "dataset_id": record.dataset_id,
+            "row_id": record.row_id,
+            "prompt_id": prompt_id(plain(prompt_of(record))),
+            "group_id": f"probe-{probe}-{record.row_id}",
+            "policy_version": step,
+            "category": record.category,
         }
 
 

@@ -41,8 +41,8 @@ def test_probes_are_an_event_rows_and_figures_that_agree(tmp_path: Path) -> None
     outcome = summary(tmp_path / "run")["outcome"]
     assert event["when"] == "after" and event["metrics"] == outcome["probes"]
     rows = [row for row in live_view(tmp_path / "run", "reward") if row["split"] == "eval"]
-    assert {row["arm"] for row in rows} == {f"probe {name}" for name in PROBES}
-    for name in PROBES:
+    assert {row["arm"] for row in rows} == {f"probe {name}" for name in [*PROBES, "sycophancy"]}
+    for name in [*PROBES, "sycophancy"]:
         mine = [row for row in rows if row["arm"] == f"probe {name}"]
         wins, shift = (event["metrics"][f"{name}_{key}"] for key in ("wins", "shift"))
         assert wins["n"] == shift["n"] == len(mine) > 5
