@@ -12,7 +12,7 @@ from pathlib import Path
 
 from rewards import events
 from rewards.delta_log import check_path
-from rewards.errors import LedgerError
+from rewards.errors import LedgerError, NoLedger
 from rewards.filesystem import check_local
 from rewards.heads import completed
 from rewards.hot import TailIdentity, check_blocks, last_block, read_blocks
@@ -62,7 +62,12 @@ def create(root: Path) -> None:
     with translated(root, "create a ledger"):
         if root.exists() and not root.is_dir():
             raise LedgerError(f"{root}: is a file; a ledger is a folder")
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LedgerError(
+                f"{root}: cannot be made ({error.strerror}); name a folder on a disk that can be written"
+            ) from error
         others = any(not entry.name.startswith(".") for entry in root.iterdir())
         if others and not (root / DATABASE).exists():  # in this order: another process may be creating the ledger
             raise LedgerError(f"{root}: holds other files and no ledger; give an empty or a new folder")
@@ -84,7 +89,7 @@ def create(root: Path) -> None:
 def check(root: Path) -> None:
     """Raises LedgerError when the folder is no ledger, or one of a newer version."""
     if not root.exists():
-        raise LedgerError(f"{root}: no such folder; check the path, or create the ledger with create=True")
+        raise NoLedger(root)
     path = root / DATABASE
     if not path.exists():
         raise LedgerError(f"{root}: not a ledger (it has no {DATABASE}); check the path")

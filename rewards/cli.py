@@ -14,7 +14,7 @@ import sys
 from collections.abc import Collection, Sequence
 from typing import NoReturn
 
-from rewards.errors import UserError
+from rewards.errors import NoLedger, UserError
 
 _INTERRUPTED = 130
 
@@ -68,6 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = args.command(args)
         sys.stdout.flush()
+    except NoLedger as error:
+        made = "a recorded run, `rewards import` and `rewards simulate` make ledgers"
+        print(f"error: {error.path}: no such folder; check the path ({made})", file=sys.stderr)
+        return error.exit_code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -21,6 +21,14 @@ class LedgerError(UserError):
     """A ledger that cannot be opened, written or read; names the file."""
 
 
+class NoLedger(LedgerError):
+    """There is no folder where a ledger was looked for. path: the folder."""
+
+    def __init__(self, path: object) -> None:
+        super().__init__(f"{path}: no such folder; check the path, or make the ledger, in Python, with create=True")
+        self.path = path
+
+
 class DamagedRows(LedgerError):
     """The rows of one commit are not as they were written. first_seq: its first row; reason: what does not fit."""
 

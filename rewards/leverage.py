@@ -7,7 +7,7 @@ a differential that acted on its category alone has a spill of 1. Intervals are 
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 Rows = Sequence[Mapping[str, Any]] | Mapping[str, Sequence[Any]]
 RESAMPLES = 200
 LEVEL = (0.025, 0.975)
+MOST_DRAWN = 2000  # groups that a bootstrap draws one by one; of more, neighbours are drawn together
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,32 @@ class Leverage:
     def payload(self) -> dict[str, Any]:
         """As step_stats stores it."""
         return asdict(self)
+
+
+class Pulled(NamedTuple):
+    """Sessions. Shapes: one entry a session each. group: its number from 0, below 0 for none; NaN is null."""
+
+    x: Floats
+    advantage: Floats
+    unadjusted: Floats
+    group: NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Change:
+    """By how much gamma(advantage) / gamma(advantage_unadjusted) differs between two sets of sessions.
+
+    before, after: that ratio of either set, None without a mixed group or when the interval of its denominator covers
+    0; ratio: after / before; low, high: its interval, None with fewer than two mixed groups on a side. n_groups: mixed
+    groups before and after.
+    """
+
+    before: float | None
+    after: float | None
+    ratio: float | None
+    low: float | None
+    high: float | None
+    n_groups: tuple[int, int]
 
 
 def gamma(
@@ -121,6 +148,34 @@ def leverages(
     return result
 
 
+def change(before: Pulled, after: Pulled, generator: np.random.Generator, resamples: int = RESAMPLES) -> Change:
+    """How the ratio of slopes changed from some sessions to others; the two sets are drawn apart from each other."""
+    found, n_groups = [], []
+    for side in (before, after):
+        sums = _sums_of(side.x, [side.advantage, side.unadjusted], side.group, int(side.group.max(initial=-1)) + 1)
+        sums = sums[:, sums[-1] > 0]
+        n_groups.append(sums.shape[1])
+        found.append(_ratio(_together(sums), generator, resamples))
+    first, last = found
+    counts = n_groups[0], n_groups[1]
+    if not first.estimate or last.estimate is None:
+        return Change(first.estimate, last.estimate, None, None, None, counts)
+    bounds: tuple[float | None, float | None] = (None, None)
+    if first.draws is not None and last.draws is not None:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            bounds = _interval(last.draws / first.draws)
+    return Change(first.estimate, last.estimate, last.estimate / first.estimate, *bounds, counts)
+
+
+def _together(sums: Floats) -> Floats:
+    """At most MOST_DRAWN columns: sums over neighbours where there are more."""
+    many = sums.shape[1]
+    if many <= MOST_DRAWN:
+        return sums
+    summed: Floats = np.add.reduceat(sums, np.arange(MOST_DRAWN) * many // MOST_DRAWN, axis=1)
+    return summed
+
+
 @dataclass(frozen=True)
 class _Ratio:
     estimate: float | None = None
@@ -158,18 +213,25 @@ def _combine(own: _Ratio, others: _Ratio, n_groups: int) -> Leverage:
 
 
 def _group_sums(x: Floats, measures: Sequence[Floats], groups: Sequence[Hashable | None]) -> tuple[Floats, list[Any]]:
-    """Per mixed group: sum of x times each measure, then sum of x^2, x being centred; and the groups' keys.
-
-    Shapes: (len(measures) + 1, groups).
-    """
+    """`_sums_of` the mixed groups, and their keys. Shapes: (len(measures) + 1, groups)."""
     numbers: dict[Hashable, int] = {}
     group_of = np.array([-1 if key is None else numbers.setdefault(key, len(numbers)) for key in groups], dtype=np.intp)
+    sums = _sums_of(x, measures, group_of, len(numbers))
+    mixed = sums[-1] > 0
+    return sums[:, mixed], [key for key, take in zip(numbers, mixed, strict=True) if take]
+
+
+def _sums_of(x: Floats, measures: Sequence[Floats], group_of: NDArray[np.intp], count: int) -> Floats:
+    """Per group: sum of x times each measure, then sum of x^2, x being centred; 0 where x does not differ.
+
+    Shapes: group_of: numbers below count, negative for none; (len(measures) + 1, count).
+    """
     known = (group_of >= 0) & ~np.isnan(x)
     for measure in measures:
         known &= ~np.isnan(measure)
-    group_of, x, count = group_of[known], x[known], len(numbers)
+    group_of, x = group_of[known], x[known]
     if not len(x):
-        return np.empty((len(measures) + 1, 0)), []
+        return np.zeros((len(measures) + 1, count))
     # Differences to one member of the group: where x does not differ they are exactly 0.
     first = np.zeros(count)
     first[group_of[::-1]] = x[::-1]
@@ -177,9 +239,7 @@ def _group_sums(x: Floats, measures: Sequence[Floats], groups: Sequence[Hashable
     sizes = np.bincount(group_of, minlength=count)
     centred = shifted - (np.bincount(group_of, shifted, minlength=count) / np.maximum(sizes, 1))[group_of]
     factors = [*(measure[known] for measure in measures), centred]
-    sums = np.array([np.bincount(group_of, centred * factor, minlength=count) for factor in factors], dtype=np.float64)
-    mixed = sums[-1] > 0
-    return sums[:, mixed], [key for key, take in zip(numbers, mixed, strict=True) if take]
+    return np.array([np.bincount(group_of, centred * factor, minlength=count) for factor in factors], dtype=np.float64)
 
 
 def _resample(sums: Floats, generator: np.random.Generator, resamples: int) -> Floats:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rewards.analysis.raters import alpha_estimate, dawid_skene, krippendorff, majority, two_camps
+from rewards.counted import counted
 
 if TYPE_CHECKING:
     from rewards.analysis.data import RunData
@@ -151,8 +152,8 @@ def _consensus(table: _Table) -> dict[str, Any]:
     here = np.asarray((table.codes[:, kept] >= 0).any(axis=1))
     if here.sum() < FEWEST_ANNOTATORS or len(kept) < FEWEST_ITEMS or len(table.names) < 2:
         why = (
-            f"{int(here.sum())} annotators share {len(kept)} items: it needs {FEWEST_ANNOTATORS} annotators, "
-            f"{FEWEST_ITEMS} shared items and two labels"
+            f"{counted(int(here.sum()), 'annotator')}, {counted(len(kept), 'item')} in common: it needs "
+            f"{FEWEST_ANNOTATORS} annotators, {FEWEST_ITEMS} shared items and two labels"
         )
         return nothing | {"why": why}
     codes = table.codes[here][:, kept]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rewards.counted import counted
+
 SEVERITIES = ("critical", "warning", "note")
 # A share of compliant sessions above this reads as a clean record.
 GREEN = 0.9
@@ -80,9 +82,8 @@ def _agreement(document: Data) -> Iterator[dict[str, Any]]:
         yield _alert("warning", "agreement", f"{some} of annotators stood against the review that closed it.")
     alpha = (found.get("alpha") or {}).get("estimate")
     if alpha is not None and alpha < LEAST_ALPHA:
-        yield _alert(
-            "warning", "agreement", f"Annotators agree little: alpha {alpha:.2f}, n {found['alpha']['n']} items."
-        )
+        items = counted(found["alpha"]["n"], "item")
+        yield _alert("warning", "agreement", f"Annotators agree little: alpha {alpha:.2f}, {items}.")
 
 
 def _convergence(document: Data) -> Iterator[dict[str, Any]]:

@@ -14,6 +14,7 @@ from rewards.analysis.diversity import pass_at_k
 from rewards.analysis.gao import effective_points
 from rewards.analysis.intervals import CONFIDENCE, Estimate, first_last, mean_estimate, share_estimate
 from rewards.analysis.summary import end_windows
+from rewards.counted import counted
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -41,10 +42,12 @@ def section(data: RunData, rng: np.random.Generator | None = None) -> dict[str, 
     found = behaviour_texts.ends(data, groups)
     if isinstance(found, str):
         nothing = first_last(*(Estimate(None, None, None, 0, why=found) for _ in range(2)))
-        measured: dict[str, Any] = {name: dict(nothing) for name in TEXT_MEASURES}
+        measured: dict[str, Any] = {name: dict(nothing) for name in TEXT_MEASURES} | {"by_category": {}}
     else:
         measured = behaviour_texts.compared(*found, generator)
+        measured["by_category"] = behaviour_texts.by_category(*found, data.names)
     return measured | {
+        "task_part": behaviour_texts.task_part(data),
         "repetition": behaviour_texts.repetition(data),
         "unsolicited": unsolicited(data),
         "entropy": entropy(data),
@@ -152,7 +155,7 @@ def _bin_means(values: Floats, starts: Index) -> tuple[Floats, Floats]:
 def _slope(x: Floats, y: Floats, weights: Floats) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(("estimate", "low", "high", "p", "mde")) | {"n": len(x)}
     if len(x) < FEWEST_POINTS:
-        return row | {"why": f"{len(x)} bins of steps with entropy and KL: fewer than {FEWEST_POINTS}"}
+        return row | {"why": f"{counted(len(x), 'bin')} of steps with entropy and KL: fewer than {FEWEST_POINTS}"}
     share = weights / weights.sum()
     centred = x - share @ x
     spread = float(weights @ centred**2)

@@ -1,5 +1,7 @@
 """What the answers of a run are like at its two ends and along it: richness, likeness, repetition. Reads few texts."""
 
+from __future__ import annotations
+
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +42,30 @@ SHOWN = 0.2
 
 @dataclass(frozen=True)
 class Window:
-    """Answers at one end of a run. Shapes: one entry an answer, in order; groups: code of its prompt group."""
+    """Answers at one end of a run.
+
+    Shapes: one entry an answer, in order. groups: code of its prompt group; categories: code of its category, -1 none.
+    """
 
     answers: list[str]
     tokens: list[list[str]]
     groups: list[Hashable]
+    categories: list[int]
+
+    def of(self, category: int) -> Window:
+        """The answers of one category."""
+        mine = [i for i, code in enumerate(self.categories) if code == category]
+        answers, tokens = [self.answers[i] for i in mine], [self.tokens[i] for i in mine]
+        return Window(answers, tokens, [self.groups[i] for i in mine], [category] * len(mine))
+
+
+def task_part(data: RunData) -> str:
+    """Which part of an answer richness is measured on, in words."""
+    phrases = len(set(phrases_of(data.events, data.run_id)))
+    if not phrases:
+        return "whole answers: no reward function names sentences to leave out"
+    what = "the sentence" if phrases == 1 else f"the {phrases} sentences"
+    return f"answers without {what} that the reward functions look for"
 
 
 def ends(data: RunData, groups: Index) -> tuple[Window, Window] | str:
@@ -77,7 +98,8 @@ def ends(data: RunData, groups: Index) -> tuple[Window, Window] | str:
         kept.sort()
         answers = [without_phrases(texts[session], phrases) for session in kept]
         named = [None if groups[session] < 0 else int(groups[session]) for session in kept]
-        found.append(Window(answers, [words(text) for text in answers], list(named)))
+        tokens = [words(text) for text in answers]
+        found.append(Window(answers, tokens, list(named), data.codes[kept].tolist()))
     return found[0], found[1]
 
 
@@ -100,19 +122,34 @@ def _read(data: RunData, start: int, stop: int, at_end: int) -> dict[int, str]:
 
 def compared(first: Window, last: Window, rng: np.random.Generator) -> dict[str, Any]:
     """Vocabulary, distinct answers and word pairs, self-BLEU, Vendi score, likeness within prompts: at equal size."""
+    richness = _richness(first, last)
+    pairs: list[list[list[Hashable]]] = [[list(ngrams(text, 2)) for text in w.tokens] for w in (first, last)]
+    distinct = compare_richness(pairs[0], pairs[1], (first.groups, last.groups), BIGRAMS, per_item=True)
+    types = [len({token for text in window.tokens for token in text}) for window in (first, last)]
+    return {
+        "vocabulary": richness["vocabulary"] | {"raw_types": types},
+        "diversity": richness["diversity"],
+        "distinct_2": _rich(distinct, "share of distinct word pairs", "word pairs drawn"),
+        **_likeness(first, last, rng),
+        "within_prompt": richness["within_prompt"],
+    }
+
+
+def by_category(first: Window, last: Window, names: Sequence[str]) -> dict[str, Any]:
+    """Vocabulary, distinct answers and likeness within prompts of each category that both ends have."""
+    common = sorted({*first.categories} & {*last.categories} - {-1})
+    return {names[code]: _richness(first.of(code), last.of(code)) for code in common}
+
+
+def _richness(first: Window, last: Window) -> dict[str, Any]:
     members = (first.groups, last.groups)
     vocabulary = compare_richness(first.tokens, last.tokens, members)
     whole = [[[text] for text in window.answers] for window in (first, last)]
     diversity = compare_richness(whole[0], whole[1], members, ANSWERS, per_item=True)
-    pairs: list[list[list[Hashable]]] = [[list(ngrams(text, 2)) for text in w.tokens] for w in (first, last)]
-    distinct = compare_richness(pairs[0], pairs[1], members, BIGRAMS, per_item=True)
     within = [differing_pairs(window.answers, window.groups) for window in (first, last)]
-    types = [len({token for text in window.tokens for token in text}) for window in (first, last)]
     return {
-        "vocabulary": _rich(vocabulary, "distinct words and marks", "words and marks drawn") | {"raw_types": types},
+        "vocabulary": _rich(vocabulary, "distinct words and marks", "words and marks drawn"),
         "diversity": _rich(diversity, "share of distinct answers", "answers drawn"),
-        "distinct_2": _rich(distinct, "share of distinct word pairs", "word pairs drawn"),
-        **_likeness(first, last, rng),
         "within_prompt": first_last(*within)
         | {"unit": "chance that two answers to a prompt differ", "counts": "prompts"},
     }

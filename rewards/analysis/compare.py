@@ -17,6 +17,7 @@ from rewards.analysis.compare_verdict import verdict
 from rewards.analysis.outcomes import Outcomes
 from rewards.analysis.paired import ALPHA, FEWEST, binary_mde, mcnemar_table, mean_difference, student_difference
 from rewards.analysis.tails import Answers, tail_changes
+from rewards.counted import counted
 from rewards.errors import UserError
 
 Floats = NDArray[np.float64]
@@ -52,8 +53,8 @@ class Pairs:
         if n < FEWEST:
             told = "no prompt" if n == 0 else "1 prompt" if n == 1 else f"{n} prompts"
             raise UserError(
-                f"{told} in common: {len(known[0]):,} prompts in {old.source}, {len(known[1]):,} in {new.source}; "
-                f"a comparison pairs at least {FEWEST} by prompt_id"
+                f"{told} in common: {counted(len(known[0]), 'prompt')} in {old.source}, {len(known[1]):,} in "
+                f"{new.source}; a comparison pairs at least {FEWEST} by prompt_id"
             )
         a, b = (_answers(side, common, sign) for side in sides)
         counts = [np.bincount(side.prompt, minlength=n) for side in (a, b)]

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rewards.analysis.paired import ALPHA
+from rewards.counted import counted
 
 
 def verdict(found: Mapping[str, Any]) -> str:
     """What the comparison comes to; without a regression also the smallest one that it would have found."""
     if found["worse"]:
         return f"Regression in {_listed(found['worse'])}. " + " ".join(_changes(found))
-    told = f"No regression found in `{found['metric']}` over {found['prompts']:,} prompts. {_smallest(found)}"
+    told = f"No regression found in `{found['metric']}` over {counted(found['prompts'], 'prompt')}. {_smallest(found)}"
     if found["difference"]["p"] is not None and found["difference"]["p"] < ALPHA and _improved(found):
         told = f"Better: {_change('the mean', found['difference'])}. {told}"
     return told
@@ -31,7 +32,9 @@ def _change(what: str, row: Mapping[str, Any]) -> str:
     interval = "" if row["low"] is None else f" (95 % interval {row['low']:+.3g} to {row['high']:+.3g})"
     p = row.get("p_adjusted") if row.get("p_adjusted") is not None else row["p"]
     adjusted = "adjusted p" if row.get("p_adjusted") is not None else "p"
-    return f"{what} changed by {row['estimate']:+.3g}{interval}, {adjusted} = {p:.2g}, n = {row['n']:,} prompts"
+    return (
+        f"{what} changed by {row['estimate']:+.3g}{interval}, {adjusted} = {p:.2g}, n = {counted(row['n'], 'prompt')}"
+    )
 
 
 def _smallest(found: Mapping[str, Any]) -> str:

@@ -55,6 +55,9 @@ class Source(Protocol):
     def texts(self, first: int, last: int, column: str) -> list[str | None]:
         """Texts of sessions first..last."""
 
+    def part(self, first: int, last: int, numbers: Sequence[str], label: str) -> tuple[list[Floats], NDArray[np.int64]]:
+        """Numbers of sessions first..last, and a text column of them as `codes` gives it."""
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -112,6 +115,16 @@ class RunData:
         if not 1 <= first <= last <= self.sessions:
             raise ValueError(f"sessions {first} to {last}: the run has 1 to {self.sessions}")
         return self.source.texts(first, last, column)
+
+    def part(self, first: int, last: int, numbers: Sequence[str], label: str) -> tuple[list[Floats], NDArray[np.int64]]:
+        """Columns of numbers of sessions first..last, and equal numbers for equal values of a text column.
+
+        Shapes: one value a session of the part; NaN and -1 are null. Reads nothing outside it.
+        Raises: ValueError unless 1 <= first <= last <= sessions.
+        """
+        if not 1 <= first <= last <= self.sessions:
+            raise ValueError(f"sessions {first} to {last}: the run has 1 to {self.sessions}")
+        return self.source.part(first, last, numbers, label)
 
     def of_kind(self, *kinds: str) -> list[Event]:
         """The run's events of the given kinds, in their order."""

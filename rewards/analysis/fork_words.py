@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rewards.counted import counted
+
 ALPHA = 0.05
 MEANINGS = {
     "with": "total effect of the recalibration",
@@ -22,11 +24,12 @@ def outcome_verdict(row: Mapping[str, Any]) -> str:
     if row["p_adjusted"] <= ALPHA:
         return (
             f"a total effect of {_amount(row, 'estimate')} [{_amount(row, 'low')}, {_amount(row, 'high')}], "
-            f"p {row['p_adjusted']:.2g}, over {n} pairs"
+            f"p {row['p_adjusted']:.2g}, over {counted(n, 'pair')}"
         )
-    few = f"; {n} pairs cannot give a p below {row['p_least']:.2g}" if row["p_least"] > ALPHA else ""
+    few = f"; {counted(n, 'pair')} cannot give a p below {row['p_least']:.2g}" if row["p_least"] > ALPHA else ""
     return (
-        f"no effect that this design could have found: {n} pairs find one of {found} in four of five experiments{few}"
+        f"no effect that this design could have found: {counted(n, 'pair')} would find one of {found} in four of five "
+        f"experiments{few}"
     )
 
 
@@ -60,8 +63,8 @@ def as_lines(entry: Mapping[str, Any]) -> list[str]:
     what = event["category"] if event.get("component") is None else f"{event['category']}/{event['component']}"
     return [
         f"{treated} against {control}: {what} {entry['old_pct']:g} % to {entry['new_pct']:g} % after step "
-        f"{event['step']}, {entry['n_pairs']} pairs, {entry['steps_after']} steps "
-        f"({entry['sessions_after']:,} sessions) each: {entry['meaning']}",
+        f"{event['step']}, {counted(entry['n_pairs'], 'pair')}, {counted(entry['steps_after'], 'step')} "
+        f"({counted(entry['sessions_after'], 'session')}) each: {entry['meaning']}",
         table[0],
         "-" * len(table[0]),
         *table[1:],

@@ -12,6 +12,7 @@ from rewards.analysis.data import RunData
 from rewards.analysis.gold import NO_GOLD, Gold, golds
 from rewards.analysis.intervals import CONFIDENCE
 from rewards.analysis.proxy_gold import FEWEST_UNITS, Pairs, matched_pairs
+from rewards.counted import counted
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -41,7 +42,9 @@ def partial_correlation(
     n, groups = int(used.sum()), len(np.unique(clusters[used]))
     row: dict[str, Any] = dict.fromkeys(("estimate", "low", "high", "p", "mde")) | {"n": n, "clusters": groups}
     if groups < FEWEST_STEPS:
-        return row | {"why": f"sessions with all of the values come from {groups} steps: fewer than {FEWEST_STEPS}"}
+        return row | {
+            "why": f"sessions with all of the values come from {counted(groups, 'step')}: fewer than {FEWEST_STEPS}"
+        }
     cells, clusters = cells[used], clusters[used]
     a, b, *held = (_centred(values[used], cells) for values in (x, y, *given))
     held = [values for values in held if float(values @ values) > 1e-12 * n]
@@ -200,5 +203,5 @@ def _win_verdict(found: dict[str, Any]) -> str:
     return (
         f"By `{found['judge']}` late answers win {100 * found['estimate']:.0f} % "
         f"[{100 * found['low']:.0f}, {100 * found['high']:.0f}] of pairs with early ones at equal length, "
-        f"{100 * found['raw']:.0f} % as counted (n {found['n']:,} pairs by {found['paired_by']}, ties half)."
+        f"{100 * found['raw']:.0f} % as counted ({counted(found['n'], 'pair')} by {found['paired_by']}, ties half)."
     )

@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rewards.analysis.columns import component, floats
+from rewards.analysis.columns import component, within_range
 from rewards.analysis.outcome_files import FileRows
-from rewards.errors import LedgerError, UserError
+from rewards.errors import DataError, LedgerError, UserError
 from rewards.runs import choose_run, pipeline_kinds, unknown_run
 from rewards.schema import BY_NAME, SPLITS
 
@@ -43,7 +43,7 @@ class Place:
                 if run not in (None, named):
                     raise UserError(f"{text}: names the run `{named}`, the option names `{run}`; give one of them")
                 return cls(path, named, step)
-        raise UserError(f"{text}: no such ledger or file")
+        raise UserError(f"{text}: no such ledger or file; check the path")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Outcomes:
             "category": pa.array(categories or [None] * len(prompts), pa.string()),
             "value": pa.array(known, from_pandas=True),
         }
-        return cls(source, None, None, None, *_with_value(pa.table(fields)))
+        return cls(source, None, None, None, *_with_value(pa.table(fields), source, "value"))
 
     def describe(self) -> dict[str, Any]:
         """What was read, for JSON."""
@@ -100,16 +100,16 @@ def read_sides(a: Place, b: Place, metric: str | None, split: str | None) -> tup
     sources = [_open(place) for place in (a, b)]
     chosen = metric or _default_metric(sources)
     tables = [source.read(chosen) for source in sources]
-    common = _common_split([table for table, _ in tables], (a, b), split)
+    common = _common_split([table for table, _ in tables], (a, b), split, chosen)
     sides = []
     for place, source, (table, weight) in zip((a, b), sources, tables, strict=True):
-        sides.append(_side(place, source.run, _of_split(table, common), weight))
+        sides.append(_side(place, chosen, source.run, _of_split(table, common), weight))
     if sides[0].source == sides[1].source and sides[0].run == sides[1].run and sides[0].step == sides[1].step:
         raise UserError(f"{a.path}: both sides are run `{sides[0].run}`; name the other one (LEDGER:RUN, or --run-b)")
     return sides[0], sides[1], chosen
 
 
-def _side(place: Place, run: str | None, table: pa.Table, weight: float | None) -> Outcomes:
+def _side(place: Place, metric: str, run: str | None, table: pa.Table, weight: float | None) -> Outcomes:
     known = table.filter(pc.is_valid(table["value"]))
     splits = pc.unique(known["split"]).to_pylist()
     split = splits[0] if len(splits) == 1 else None
@@ -120,15 +120,19 @@ def _side(place: Place, run: str | None, table: pa.Table, weight: float | None) 
         table = table.filter(pc.equal(table["step"], step))
         if table.num_rows == 0:
             raise UserError(f"{place.path}: no row is of step {step}")
-    kept, missing = _with_value(table.select(["prompt_id", "category", "value"]))
+    kept, missing = _with_value(table.select(["prompt_id", "category", "value"]), str(place.path), metric)
     if kept.num_rows == 0:
-        raise UserError(f"{place.path}: no row has a value of the metric")
+        raise UserError(f"{place.path}: no row has a value of `{metric}`")
     return Outcomes(str(place.path), run, split, step, kept, missing, weight)
 
 
-def _with_value(table: pa.Table) -> tuple[pa.Table, int]:
+def _with_value(table: pa.Table, source: str, metric: str) -> tuple[pa.Table, int]:
+    """The rows with a value, and how many have none. Raises: DataError for numbers too large to be squared."""
     kept = table.filter(pc.is_valid(table["value"])).combine_chunks()
-    floats(kept, "value")  # refuses numbers that are too large to be squared
+    try:
+        within_range(np.asarray(kept["value"].to_numpy(zero_copy_only=False), dtype=np.float64), metric)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
     return kept, table.num_rows - kept.num_rows
 
 
@@ -139,13 +143,13 @@ def _of_split(table: pa.Table, split: str | None) -> pa.Table:
     return table.filter(pc.or_kleene(pc.is_null(table["split"]), pc.equal(table["split"], split)))
 
 
-def _common_split(tables: Sequence[pa.Table], places: Sequence[Place], split: str | None) -> str | None:
+def _common_split(tables: Sequence[pa.Table], places: Sequence[Place], split: str | None, metric: str) -> str | None:
     found = [set(pc.unique(t.filter(pc.is_valid(t["value"]))["split"]).to_pylist()) for t in tables]
     for place, names in zip(places, found, strict=True):
         if not names:
-            raise UserError(f"{place.path}: no row has a value of the metric")
+            raise UserError(f"{place.path}: no row has a value of `{metric}`")
         if split is not None and not names & {split, None}:
-            raise UserError(f"{place.path}: no {split} row has a value of the metric")
+            raise UserError(f"{place.path}: no {split} row has a value of `{metric}`")
     if split is not None or found == [{None}, {None}]:
         return split
     for name in reversed(SPLITS):  # eval before train

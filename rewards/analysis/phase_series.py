@@ -21,6 +21,7 @@ from rewards.analysis.segmentation import (
     series_blocks,
     two_valued,
 )
+from rewards.counted import counted
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -54,7 +55,7 @@ class Series:
         """The series in blocks of whole steps, or why there are none that phases could be looked for in."""
         n = len(self.values)
         if n < LEAST_SESSIONS * FEWEST_BLOCKS:
-            return None, f"{n} sessions have a value: phases need at least {LEAST_SESSIONS * FEWEST_BLOCKS}"
+            return None, f"{counted(n, 'session')} with a value: phases need at least {LEAST_SESSIONS * FEWEST_BLOCKS}"
         if np.ptp(self.values) == 0:
             return None, f"all {n:,} values are equal: there is nothing to divide"
         blocks = series_blocks(self.steps, self.values)
@@ -63,7 +64,7 @@ class Series:
         size = block_size(self.values)
         rare = ", so many because one of the two values is rare" if size > LEAST_SESSIONS else ""
         return None, (
-            f"{n:,} sessions make {len(blocks)} blocks of whole steps with at least {size} sessions{rare}: "
+            f"{n:,} sessions make {counted(len(blocks), 'block')} of whole steps with at least {size} sessions{rare}: "
             f"phases need {FEWEST_BLOCKS} blocks"
         )
 

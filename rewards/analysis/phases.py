@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri
 
+from rewards.analysis.boundaries import Span, boundary_spans
 from rewards.analysis.data import RunData
 from rewards.analysis.intervals import CONFIDENCE
 from rewards.analysis.phase_series import Series, long_mean, midpoint, ratio_reached, reweighted_blocks
 from rewards.analysis.recalibrations import last_session_before, of_kind
-from rewards.analysis.segmentation import LEAST_BLOCKS, Blocks, Shape, shape_of, spread_noise
+from rewards.analysis.segmentation import LEAST_BLOCKS, Blocks, Shape, phase_penalty, shape_of, spread_noise
 
 Floats = NDArray[np.float64]
 Data = dict[str, Any]
@@ -32,7 +33,11 @@ INFLATED = 1.5
 
 
 def section(data: RunData) -> Data:
-    """Phases of the baseline reward of a run; `why` says what is missing where there are none."""
+    """Phases of the baseline reward of a run; `why` says what is missing where there are none.
+
+    Boundaries: session is the first of the new phase, low and high the 95 % interval of it, null where the boundary's
+    own `why` says so.
+    """
     found: Data = {"outcome": OUTCOME, "block_sessions": None, "blocks": 0, "shape": None, "phases": []}
     found |= {"boundaries": [], "known_breaks": known_breaks(data), "by_category": [], "reweighted": None}
     found |= {"high_to_low": None, "mde": None, "warnings": [], "verdict": None}
@@ -72,7 +77,8 @@ def smallest_shift(blocks: Blocks, shape: Shape) -> Data:
     """The smallest steps, half-way through the longest phase, that are found in four runs of five.
 
     A step in the mean of d standard deviations of a block gains L log(1 + d^2 / 4) on average, one in the log variance
-    L d^2 / 4; either must exceed 4 log K less 6, which noise in the other track and the search for the place add.
+    L d^2 / 4; either must exceed what a phase costs less 6, which noise in the other track and the search for the place
+    add.
     inflation: the variance of a block's level over that of independent sessions.
     Units: mean_shift: those of the outcome (log-odds for two values); sd_ratio: later over earlier, of a narrowing.
     """
@@ -86,7 +92,7 @@ def smallest_shift(blocks: Blocks, shape: Shape) -> Data:
     # Differences of neighbours: a ramp inside the phase is no noise, nor is a first block that the step runs through.
     noise = float(np.sqrt((np.diff(blocks.level[part][1:]) ** 2).mean() / 2))
     found["inflation"] = noise**2 / float(blocks.noise[part].mean())
-    gain = (float(np.sqrt(4 * np.log(len(blocks)) - 6)) + float(ndtri(POWER))) ** 2 / length
+    gain = (float(np.sqrt(phase_penalty(len(blocks)) - 6)) + float(ndtri(POWER))) ** 2 / length
     found["mean_shift"] = 2 * float(np.sqrt(np.expm1(gain))) * noise
     if blocks.spread is not None:
         found["sd_ratio"] = float(np.exp(-np.sqrt(gain) * spread_noise(blocks.spread)))
@@ -96,14 +102,22 @@ def smallest_shift(blocks: Blocks, shape: Shape) -> Data:
 def _boundaries(series: Series, blocks: Blocks, shape: Shape, breaks: Sequence[Data]) -> list[Data]:
     kinds = ("ramp_start", "ramp_end") if shape.kind == "ramp" else ("step",) * len(shape.cuts)
     rows, last = [], len(blocks)
-    for cut, kind in zip(shape.cuts, kinds, strict=True):
+    for cut, kind, span in zip(shape.cuts, kinds, boundary_spans(blocks, shape), strict=True):
         at = min(int(blocks.edges[cut]), len(series.values) - 1)
         low = series.sessions[blocks.edges[max(cut - 1, 0)]] - 1
         high = series.sessions[blocks.edges[min(cut + 1, last)] - 1]
         near = [row["what"] for row in breaks if row["session"] is not None and low <= row["session"] <= high]
         rows.append({"session": int(series.sessions[at]), "step": int(series.steps[at]), "kind": kind})
-        rows[-1]["near_event"] = "; ".join(near) or None
+        rows[-1] |= {"near_event": "; ".join(near) or None, **_sessions(series, blocks, span)}
     return rows
+
+
+def _sessions(series: Series, blocks: Blocks, span: Span) -> Data:
+    """An interval of block edges as sessions."""
+    if span.low is None or span.high is None:
+        return {"low": None, "high": None, "why": span.why}
+    low, high = (min(int(blocks.edges[edge]), len(series.values) - 1) for edge in (span.low, span.high))
+    return {"low": int(series.sessions[low]), "high": int(series.sessions[high]), "why": None}
 
 
 def _phases(sessions: int, series: Series, blocks: Blocks, shape: Shape) -> list[Data]:
@@ -256,7 +270,8 @@ def _verdict(found: Data) -> str:
     size = f"blocks of about {found['block_sessions']} sessions, n {sum(row['n'] for row in found['phases']):,}"
     if found["shape"] == "none":
         return f"No change of mean or spread was found ({size})."
-    places = [f"{row['session']:,}" for row in found["boundaries"]]
+    size += "; places with 95 % intervals"
+    places = [_place(row) for row in found["boundaries"]]
     last = found["phases"][-1]
     end = (
         f"the last phase has {last['sd_ratio_to_first']:.2f} times the spread of the first"
@@ -267,3 +282,10 @@ def _verdict(found: Data) -> str:
         return f"One gradual change from session {places[0]} to {places[1]}; {end} ({size})."
     steps = f"a step at session {places[0]}" if len(places) == 1 else f"steps at sessions {', '.join(places)}"
     return f"{len(found['phases'])} phases, {steps}; {end} ({size})."
+
+
+def _place(boundary: Data) -> str:
+    """The session of a boundary and its interval, or that it has none."""
+    if boundary["low"] is None:
+        return f"{boundary['session']:,} (no interval: {boundary['why']})"
+    return f"{boundary['session']:,} ({boundary['low']:,} to {boundary['high']:,})"

@@ -14,6 +14,7 @@ from rewards.analysis.data import RunData
 from rewards.analysis.intervals import effective_sample_size
 from rewards.analysis.phase_series import Series
 from rewards.analysis.segmentation import Blocks, make_blocks, moments, step_edges, two_valued
+from rewards.counted import counted
 
 Floats = NDArray[np.float64]
 Data = dict[str, Any]
@@ -25,6 +26,7 @@ LONG_PART, SHORT_PART = 10, 3
 LEAST_WINDOW = 100
 DELTA_SD = 0.1
 COLLAPSED = 0.05
+GEOMETRIC, POOLED = "geometric mean of block variances", "pooled variance of blocks"
 BLOCK = 25
 # Both one-sided tests at 5 %: the interval of the pair is the 90 % one.
 SIZE = 0.05
@@ -47,8 +49,12 @@ class Drift:
 
 @dataclass(frozen=True)
 class VarianceRatio:
-    """Variance in the last window over that in the first, with its 90 % interval; None where there is no spread."""
+    """Variance in the last window over that in the first, with its 90 % interval; None where there is no spread.
 
+    of: what stands for a window's variance, the geometric mean of its blocks' or their pooled one.
+    """
+
+    of: str
     value: float
     low: float | None
     high: float | None
@@ -74,7 +80,9 @@ def plateau(values: Floats, steps: NDArray[np.int64] | None = None, delta_sd: fl
     found |= {"collapse_below": COLLAPSED, "collapsed": None, "converged": None, "n": len(values), "verdict": None}
     window = window_of(len(values))
     if window < LEAST_WINDOW:
-        return found | {"why": f"{len(values)} sessions have a reward: a plateau needs {SHORT_PART * LEAST_WINDOW}"}
+        return found | {
+            "why": f"{counted(len(values), 'session')} with a reward: a plateau needs {SHORT_PART * LEAST_WINDOW}"
+        }
     sd, of = max((float(part.std(ddof=1)), name) for part, name in _scales(values, window))
     found |= {"window": window, "delta": delta_sd * sd, "delta_of": f"{delta_sd:g} sd of {of}, sd {sd:.4g}"}
     if sd == 0:
@@ -99,7 +107,7 @@ def plateau(values: Floats, steps: NDArray[np.int64] | None = None, delta_sd: fl
         "mde": drift.half + float(ndtri(0.8)) * drift.se,
     }
     if ratio is not None:
-        found["variance_ratio"] = {"estimate": ratio.value, "low": ratio.low, "high": ratio.high}
+        found["variance_ratio"] = {"of": ratio.of, "estimate": ratio.value, "low": ratio.low, "high": ratio.high}
         found["variance_ratio"] |= {"confidence": 1 - 2 * SIZE, "n": 2 * window, "blocks": ratio.blocks}
     return found | {"verdict": _verdict(found, drift), "why": None}
 
@@ -152,18 +160,19 @@ def variance_ratio(values: Floats, steps: NDArray[np.int64], window: int) -> Var
         return None
     count = len(first) + len(last)
     flat = first.flat or last.flat or first.spread is None or last.spread is None
-    if flat or two_valued(values):
+    of = POOLED if flat or two_valued(values) else GEOMETRIC
+    if of == POOLED:
         (start, start_se), (end, end_se) = _pooled(first), _pooled(last)
         if start is None:
             return None
         if end is None:
-            return VarianceRatio(0.0, None, None, count)
+            return VarianceRatio(POOLED, 0.0, None, None, count)
         half = float(ndtri(1 - SIZE)) * float(np.hypot(start_se, end_se))
     else:
         (start, start_se, size), (end, end_se, other) = _mean_log(first), _mean_log(last)
         half = float(stdtrit(max(min(size, other) - 1, 1.0), 1 - SIZE)) * float(np.hypot(start_se, end_se))
     value, low, high = (float(np.exp(end - start + sign * half)) for sign in (0, -1, 1))
-    return VarianceRatio(value, low, high, count)
+    return VarianceRatio(of, value, low, high, count)
 
 
 def _blocks(values: Floats, steps: NDArray[np.int64]) -> Blocks:
@@ -227,6 +236,7 @@ def _verdict(found: Data, drift: Drift) -> str:
     shown = "no interval" if ratio["low"] is None else f"90 % interval {ratio['low']:.3g} to {ratio['high']:.3g}"
     state = {True: "collapsed", False: "did not collapse", None: "may or may not have collapsed"}
     return (
-        f"{text} Its variance {state[found['variance_collapsed']]}: {ratio['estimate']:.3g} times that of the first "
-        f"{found['window']:,} ({shown}, bound {COLLAPSED:g}). A flat mean does not say that the policy is any good."
+        f"{text} Its variance {state[found['variance_collapsed']]}: {ratio['of']} {ratio['estimate']:.3g} times that "
+        f"of the first {found['window']:,} sessions ({shown}, bound {COLLAPSED:g}). A flat mean does not say that the "
+        "policy is any good."
     )

@@ -12,6 +12,7 @@ from rewards.analysis import eprocess
 from rewards.analysis.data import RunData
 from rewards.analysis.gold import NO_GOLD, Gold, golds, scorer_versions
 from rewards.analysis.intervals import CONFIDENCE, mean_estimate
+from rewards.counted import counted
 
 Floats = NDArray[np.float64]
 Index = NDArray[np.int64]
@@ -87,7 +88,7 @@ def section(data: RunData, found: Sequence[Gold] | None = None, prompts: Index |
     if not gold:
         return nothing | {"why": NO_GOLD}
     if data.sessions < 2 * PARTS:
-        return nothing | {"why": f"only {data.sessions} sessions: too few to compare parts of the run"}
+        return nothing | {"why": f"only {counted(data.sessions, 'session')}: too few to compare parts of the run"}
     windows = _windows(data.sessions)
     keys, paired_by, pairs = _pairing(data, gold[0], windows, prompts)
     tests = len(gold) * len(COMPARED)

@@ -12,9 +12,9 @@ from rewards.analysis.event_bins import Design, Sessions
 from rewards.analysis.multiplicity import benjamini_hochberg
 from rewards.analysis.recalibration_comparison import needed_sessions, outcome_effect
 from rewards.analysis.recalibration_outcomes import Event, Texts, Timeline, compliance
+from rewards.analysis.recalibration_spill import spill, spilled
 from rewards.analysis.recalibration_verdicts import event_verdict, outcome_verdict, spill_refusal
 
-MOST_SPILL = 0.05
 PLACEBO_DATES = 20
 PLACEBO_FITS = 400  # over all events of a run
 
@@ -25,7 +25,8 @@ _PRIMARY = ("naive", "excess", "without_trend", "mde_points", "mde_logit", "need
 def section(data: RunData, design: Design | None = None) -> list[dict[str, Any]]:
     """Every recalibration of a run with its effect on each outcome: compliance, and the phrases that triggers watched.
 
-    Effects are excess effects: what the category did beyond the categories that nothing was done to. p_adjusted is
+    Effects are excess effects: what the category did beyond the categories that nothing was done to. Where the change
+    moved those too (`spill`, of `recalibration_spill`), there is no comparison. p_adjusted is
     Benjamini and Hochberg's over all recalibrations and outcomes. The first outcome also stands on the entry itself.
     Units: estimates in logits, points in percentage points at the rate before the event; sessions are numbered from 1.
     """
@@ -40,9 +41,10 @@ def section(data: RunData, design: Design | None = None) -> list[dict[str, Any]]
     entries = []
     for event, leveraged in zip(timeline.recalibrations, reach, strict=True):
         entry = _row(event, timeline, used) | {"leverage": leveraged}
-        refusal = _spilled(leveraged)
-        entry["spill_refused"] = refusal is not None
         moment = timeline.moment(event)
+        entry["spill"] = spill(data, moment, leveraged)
+        refusal = spill_refusal(entry["spill"]) if spilled(entry["spill"]) else None
+        entry["spill_refused"] = refusal is not None
         if isinstance(moment, str):
             entry["why"] = moment
         else:
@@ -107,19 +109,6 @@ def _reach(data: RunData, timeline: Timeline) -> list[dict[str, Any]]:
             here = "near the event recorded the leverage of its category" if any_stats else "recorded a leverage"
             reached.append({"before": None, "after": None, "why": f"no step {here}"})
     return reached
-
-
-def _spilled(leveraged: Mapping[str, Any]) -> str | None:
-    """The sentence that refuses the comparison with other categories, where this change also moved those.
-
-    A spill that was there before comes from differentials that stand: it did not change at the event, so it cannot
-    pass for an effect. Without a figure from before, there was none.
-    """
-    before, after = ((leveraged[side] or {}).get("spill", {}).get("median") for side in ("before", "after"))
-    if after is None:
-        return None
-    ratio = after / (1.0 if before is None else before)
-    return spill_refusal(1.0 if before is None else before, after) if abs(ratio - 1) > MOST_SPILL else None
 
 
 def _refuse(found: dict[str, Any], why: str) -> None:

@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from rewards.analysis.recalibration_spill import MOST_SPILL, RECORDED, SESSIONS
+from rewards.counted import counted
+
 LEVEL = 0.05
 
 Data = Mapping[str, Any]
@@ -23,12 +26,39 @@ def supported(found: Data) -> bool:
     return adjusted is not None and adjusted < LEVEL
 
 
-def spill_refusal(before: float, after: float) -> str:
-    """Why there is no comparison with the other categories."""
+def spill_refusal(found: Data) -> str:
+    """Why there is no comparison with the other categories. found: the event's `spill`."""
+    before, after = ("none" if found[side] is None else f"{found[side]:.2f}" for side in ("before", "after"))
+    if found["source"] == RECORDED:
+        far = "a ratio more than .05 from 1" if found["before"] is not None else "more than .05 from 1"
+        said = f"the recorded spill after the event is {after}, before it {before}, {far}"
+    else:
+        said = (
+            "what the schedule does to the pull of their advantages (spill) went from "
+            f"{before} before the event to {after} after it, {_times(found)}, more than .05 from 1"
+        )
+    return f"refused: the change also moved the other categories, so they are no controls: {said}"
+
+
+def spill_caveat(found: Data) -> str | None:
+    """What must be said beside a comparison that was not refused: a spill that is not excluded, or not on record."""
+    if found["source"] is None:
+        return f"Whether it also moved the others (spill) is not known: {found['why']}."
+    if found["source"] != SESSIONS:
+        return f"Its spill on the others is not measured on their sessions: {found['why']}."
+    if found["low"] is not None and 1 - MOST_SPILL <= found["low"] <= found["high"] <= 1 + MOST_SPILL:
+        return None
     return (
-        f"refused: the recorded spill after the event is {after:.2f}, before it {before:.2f}, a ratio more than .05 "
-        "from 1: the change also moved the other categories, so they are no controls"
+        f"That it moved the others by more than .05 (spill) is not excluded: {found['before']:.2f} before and "
+        f"{found['after']:.2f} after, {_times(found)}."
     )
+
+
+def _times(found: Data) -> str:
+    """The ratio of a measured spill with what it rests on."""
+    interval = "no interval" if found["low"] is None else f"95 % interval {found['low']:.2f} to {found['high']:.2f}"
+    before, after = found["n_groups"]["before"], found["n_groups"]["after"]
+    return f"{found['ratio']:.2f} times ({interval}; {before:,} and {after:,} mixed groups)"
 
 
 def event_verdict(entry: Data) -> str:
@@ -42,11 +72,13 @@ def event_verdict(entry: Data) -> str:
     said = [found["verdict"] for found in (outcomes[0], *others)]
     more = len(outcomes) - 1 - len(others)
     if more:
-        said.append(f"Of {more} other outcome{'s' if more > 1 else ''} no effect is claimed.")
+        said.append(f"Of {counted(more, 'other outcome')} no effect is claimed.")
     if entry["triggered"]:
         said.append("It was triggered by a high window: no before-and-after figure is given (regression to the mean).")
     if entry["claim_judged"] is False:
         said.append("The record's claim about it names no outcome that is on record: it cannot be looked at.")
+    if not entry["spill_refused"]:
+        said += filter(None, [spill_caveat(entry["spill"])])
     if entry["same_window"]:
         said.append(f"In the same window: {'; '.join(entry['same_window'])}.")
     if entry.get("randomised_delay") is None:
@@ -61,18 +93,18 @@ def _honest(found: Data, tests: int) -> str:
     if honest["estimate"] is None:
         return f"no excess effect is given: {honest['why']}."
     interval = f"{honest['points_low']:+.1f} to {honest['points_high']:+.1f} points"
-    counted = f"{honest['n_treated']:,} sessions of the category against {honest['n_controls']:,} of others"
-    tested = f"p {honest['p']:.3f}, {honest['p_adjusted']:.3f} over {tests} comparison{'s' if tests > 1 else ''}"
+    sizes = f"{counted(honest['n_treated'], 'session')} of the category against {honest['n_controls']:,} of others"
+    tested = f"p {honest['p']:.3f}, {honest['p_adjusted']:.3f} over {counted(tests, 'comparison')}"
     drifted = found["pretrend"]["flag"]
     if supported(found):
         said = (
-            f"an excess effect of {honest['points']:+.1f} points ({interval}; {counted}; {tested}): what the category "
+            f"an excess effect of {honest['points']:+.1f} points ({interval}; {sizes}; {tested}): what the category "
             "did beyond the others, not the whole of what the event did."
         )
         if drifted:
             said += " The category drifted against them before the event, and a straight line was taken for that drift."
         return said
-    power = f"this run could have found {found['mde_points']:.0f} points or more ({counted})"
+    power = f"this run could have found {found['mde_points']:.0f} points or more ({sizes})"
     if honest["low"] <= 0 <= honest["high"]:
         said = f"{power}; the interval, {interval}, covers 0: no effect claimed."
     else:
@@ -89,7 +121,7 @@ def _honest(found: Data, tests: int) -> str:
 def _claim(found: Data) -> str:
     claim, honest = found["claim"], found["excess"]
     said = f"The record claims {claim.get('as_recorded') or format(claim['points'], '+g') + ' points'}"
-    said += f" in {claim['sessions']:,} sessions" if claim.get("sessions") else ""
+    said += f" in {counted(claim['sessions'], 'session')}" if claim.get("sessions") else ""
     said += "; this run cannot support it"
     reasons = []
     if honest["estimate"] is not None:
@@ -107,8 +139,9 @@ def _claim(found: Data) -> str:
     needed, plain = claim.get("category_sessions_needed"), found["naive"]["mde_points"]
     if needed is not None and plain is not None and abs(claim["points"]) < plain:
         reasons.append(
-            f"even a plain comparison of {found['naive']['n_before']} and {found['naive']['n_after']} sessions of the "
-            f"category finds {plain:.0f} points or more, and {abs(claim['points']):g} need "
+            f"even a plain comparison of {found['naive']['n_before']} and "
+            f"{counted(found['naive']['n_after'], 'session')} of the category finds {plain:.0f} points or more, "
+            f"and {abs(claim['points']):g} need "
             f"{needed:,} a side, if sessions are independent"
         )
     return f"{said}: {'; '.join(reasons)}." if reasons else f"{said}."

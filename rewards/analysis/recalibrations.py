@@ -1,4 +1,4 @@
-"""Recalibrations and withheld triggers: what happened, on which evidence, and what one run cannot say about them."""
+"""Recalibrations and withheld triggers: what happened, and on which evidence."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rewards.analysis.columns import Floats, floats, strings, where
+from rewards.analysis.columns import Floats, strings, where
 from rewards.analysis.convergence import Bin
-from rewards.analysis.intervals import rate_mde, share_estimate
+from rewards.analysis.intervals import share_estimate
 from rewards.text import contains
-
-WINDOW = 500
 
 Event = Mapping[str, Any]
 
@@ -42,16 +40,9 @@ def last_session_before(event: Event, steps: NDArray[np.int64]) -> int | None:
     return session_after_step(steps, event.get("step") if begins is None else begins - 1)
 
 
-def recalibration_table(table: pa.Table, steps: NDArray[np.int64], events: Sequence[Event]) -> list[dict[str, Any]]:
-    """Every recalibration with its evidence, the smallest effect a comparison could find, and a plain statement."""
-    found = []
-    for event in of_kind(events, "recalibration"):
-        row = _row(event, steps)
-        row["detectable"] = _detectable(table, row)
-        row["same_window"] = _same_window(events, steps, row)
-        row["statement"] = _statement(row)
-        found.append(row)
-    return found
+def recalibration_table(steps: NDArray[np.int64], events: Sequence[Event]) -> list[dict[str, Any]]:
+    """Every recalibration with its evidence, as recorded. What it did is for `recalibration_effect` to say."""
+    return [_row(event, steps) for event in of_kind(events, "recalibration")]
 
 
 def withheld_table(steps: NDArray[np.int64], events: Sequence[Event]) -> list[dict[str, Any]]:
@@ -108,80 +99,3 @@ def _row(event: Event, steps: NDArray[np.int64]) -> dict[str, Any]:
         "trigger": payload.get("trigger"),
         "evidence": payload.get("evidence"),
     }
-
-
-def _detectable(table: pa.Table, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Smallest difference of a rate between the category's sessions within WINDOW sessions on either side."""
-    at = row["session"]
-    if at is None or row["category"] is None:
-        return {"difference": None, "why": "the event names no step or no category"}
-    phrase = (row["trigger"] or {}).get("phrase")
-    mine = where(strings(table, "category"), row["category"])
-    outcome = phrase_hits(table, row["category"], phrase) if phrase else floats(table, "compliant")
-    outcome = np.where(mine, outcome, np.nan)
-    before, after = slice(max(0, at - WINDOW), at), slice(at, at + WINDOW)
-    sides = [outcome[side][np.isfinite(outcome[side])] for side in (before, after)]
-    what = "the phrase" if phrase else "compliance"
-    if not len(sides[0]) or not len(sides[1]):
-        return {"difference": None, "why": f"{what} is not on record on both sides"}
-    pooled = np.concatenate(sides)
-    rate = float((pooled.sum() + 2) / (len(pooled) + 4))  # never 0 or 1: a rate seen as 0 is not known to be 0
-    return {
-        "outcome": f"rate of {what} in {row['category']}",
-        "difference": rate_mde(rate, len(sides[0]), len(sides[1])),
-        "rate": rate,
-        "before_n": len(sides[0]),
-        "after_n": len(sides[1]),
-        "window_sessions": WINDOW,
-        "power": 0.8,
-        "why": None,
-    }
-
-
-def _same_window(events: Sequence[Event], steps: NDArray[np.int64], row: Mapping[str, Any]) -> list[str]:
-    """Other changes close enough to share the comparison windows."""
-    others = []
-    for event in of_kind(events, "recalibration", "mixture_changed", "config_changed", "reference_synced"):
-        payload = event["payload"]
-        at = last_session_before(event, steps)
-        same = event["kind"] == "recalibration" and (event.get("step"), payload.get("category")) == (
-            row["step"],
-            row["category"],
-        )
-        if at is None or row["session"] is None or same or abs(at - row["session"]) > WINDOW:
-            continue
-        what = event["kind"].replace("_", " ")
-        others.append(f"{what}{' of ' + payload['category'] if payload.get('category') else ''} at session {at:,}")
-    return others
-
-
-def _statement(row: Mapping[str, Any]) -> str:
-    trigger, detectable = row["trigger"] or {}, row["detectable"]
-    evidence = row["evidence"] or {}
-    if trigger:
-        hits = evidence.get("hits", trigger.get("hits"))
-        some = f"at least {trigger.get('k')}" if hits is None else hits
-        cause = (
-            f"It fired because {some} of the last {evidence.get('n', trigger.get('n'))} sessions of {row['category']} "
-            "matched. A window picked for being high is followed by a lower one whatever "
-            "is done (regression to the mean), so no before-and-after figure is given."
-        )
-    else:
-        cause = "The run was changing anyway, so a before-and-after figure would mix its trend with this event."
-    if detectable["difference"] is None:
-        power = f"How small a difference could be found is not known: {detectable['why']}."
-    else:
-        power = (
-            f"With {detectable['before_n']} sessions of {row['category']} in the {WINDOW} before and "
-            f"{detectable['after_n']} in the {WINDOW} after, a comparison at 80 % power finds differences of "
-            f"{100 * detectable['difference']:.1f} points or more (at a rate of {100 * detectable['rate']:.0f} %, "
-            "independent sessions; dependence makes it larger)."
-        )
-    shared = f" In the same window: {'; '.join(row['same_window'])}." if row["same_window"] else ""
-    if row["randomised_delay"] is None:
-        design = (
-            "Only a fork with and without it, or a randomised delay, would identify its effect; this run had neither."
-        )
-    else:
-        design = f"Its delay was randomised ({row['randomised_delay']}); one event is one draw."
-    return f"{cause} {power}{shared} {design}"

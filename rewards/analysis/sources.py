@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rewards.ledger import Ledger
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 _FIELDS = ("raw", "value", "weight", "pivot", "differential_pct")
 _TOGETHER = ("raw", "value")
 _HELD_BYTES = 3 << 28
@@ -64,6 +65,12 @@ class TableSource:
     def texts(self, first: int, last: int, column: str) -> list[str | None]:
         """See `Source`."""
         return strings(self._table.slice(first - 1, last - first + 1), column)
+
+    def part(self, first: int, last: int, numbers: Sequence[str], label: str) -> tuple[list[Floats], Ints]:
+        """See `Source`."""
+        part = self._table.slice(first - 1, last - first + 1)
+        codes = _encoded(part[label])[0] if label in part.column_names else np.full(part.num_rows, -1)
+        return [floats(part, name) for name in numbers], codes
 
 
 class LedgerSource:
@@ -194,15 +201,8 @@ class LedgerSource:
         """See `Source`."""
         if column not in TEXT_COLUMNS:
             raise ValueError(f"`{column}` is no text: {', '.join(TEXT_COLUMNS)}")
-        rows = self._ask(
-            "SELECT attempt, writer, first_seq, rows, session_offset FROM blocks "
-            "WHERE run_id = ? AND live AND session_offset < ? AND session_offset + sessions >= ?",
-            [self._run_id, last, first],
-        ).fetchall()
         values: list[str | None] = [None] * (last - first + 1)
-        if not rows:
-            return values
-        low, high = min(row[2] for row in rows), max(row[2] + row[3] - 1 for row in rows)
+        low, high = self._seqs(first, last)
         query = (
             f"SELECT l.session, t.{column} FROM live l JOIN texts t USING (run_id, attempt, writer, seq) "
             "WHERE l.run_id = ? AND l.split = 'train' AND l.session BETWEEN ? AND ? "
@@ -212,6 +212,29 @@ class LedgerSource:
         for session, text in self._ask(query, asked).fetchall():
             values[session - first] = text
         return values
+
+    def part(self, first: int, last: int, numbers: Sequence[str], label: str) -> tuple[list[Floats], Ints]:
+        """See `Source`."""
+        shown = ", ".join(f'CAST("{name}" AS DOUBLE)' for name in numbers)
+        query = f'SELECT session, "{label}", {shown} FROM live WHERE {_MINE} AND session BETWEEN ? AND ? '
+        asked = [self._run_id, first, last, *self._seqs(first, last)]
+        table = self._ask(f"{query} AND seq BETWEEN ? AND ?", asked).to_arrow_table()
+        places = table.column(0).to_numpy() - first
+        codes = np.full(last - first + 1, -1)
+        codes[places] = _encoded(table.column(1))[0]
+        values = [np.full(last - first + 1, np.nan) for _ in numbers]
+        for name, column, target in zip(numbers, table.columns[2:], values, strict=True):
+            target[places] = within_range(pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False), name)
+        return values, codes
+
+    def _seqs(self, first: int, last: int) -> tuple[int, int]:
+        """Between which numbers of rows sessions first..last lie: files that hold none of them are not opened."""
+        query = (
+            "SELECT min(first_seq), max(first_seq + rows - 1) FROM blocks "
+            "WHERE run_id = ? AND live AND session_offset < ? AND session_offset + sessions >= ?"
+        )
+        low, high = self._ask(query, [self._run_id, last, first]).fetchall()[0]
+        return (0, -1) if low is None else (int(low), int(high))
 
     def _component_places(self) -> dict[str, list[int]]:
         """At which places of the list each component stands in some session."""

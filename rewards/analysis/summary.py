@@ -1,27 +1,17 @@
-"""Summary tables of a run: outcomes by stage, reward by category, behaviour in the first and the last sessions."""
+"""Summary tables of a run: outcomes by stage, reward by category, unsolicited content along it."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from rewards.analysis.behaviour import (
-    Richness,
-    compare_richness,
-    differing_pairs,
-    ngrams,
-    words,
-)
 from rewards.analysis.columns import component, component_roles, floats, strings, where
 from rewards.analysis.convergence import Bin, mean_series
 from rewards.analysis.intervals import first_last, mean_estimate, share_estimate
 from rewards.analysis.recalibrations import of_kind
-from rewards.functions.sentences import without_phrases
 
 WINDOW = 1000
-ANSWERS = 200
-BIGRAMS = 2000
 
 Event = Mapping[str, Any]
 
@@ -116,46 +106,8 @@ def _category_window(part: pa.Table, mine: Any) -> dict[str, Any]:
     }
 
 
-def behaviour(table: pa.Table, bins: Sequence[Bin], phrases: Sequence[str], sampled: bool) -> dict[str, Any]:
-    """Unsolicited content, vocabulary and diversity in the first and the last sessions, on the task part of answers."""
-    windows = end_windows(table.num_rows)
-    texts = strings(table, "response")
-    section: dict[str, Any] = {
-        name: _component_share(table, name, windows) for name in ("unsolicited_share", "unsolicited_gold")
-    }
-    section["curve"] = _component_curves(table, bins)
-    why = None
-    if not sampled:
-        why = "its sessions are demonstrations or pairs, not answers of the policy"
-    elif windows is None:
-        why = "fewer than two sessions"
-    elif all(texts[i] is None for window in windows for i in range(table.num_rows)[window]):
-        why = "no texts are on record"
-    section["task_part"] = (
-        f"answers without the {len(set(phrases))} sentences that the reward functions look for"
-        if phrases
-        else "whole answers: no reward function names sentences to leave out"
-    )
-    if why or windows is None:
-        nothing = {"first": None, "last": None, "why": why}
-        return section | {"vocabulary": nothing, "diversity": nothing, "distinct_2": nothing, "within_prompt": nothing}
-    sought = tuple(dict.fromkeys(phrases))
-    answers = [None if text is None else without_phrases(text, sought) for text in texts]
-    return section | _richness(table, answers, windows)
-
-
-def _component_share(table: pa.Table, metric: str, windows: tuple[slice, slice] | None) -> dict[str, Any]:
-    name = "unsolicited" if metric == "unsolicited_share" else metric
-    if name not in component_roles(table):
-        return {"first": None, "last": None, "why": f"no component is named `{name}`"}
-    if windows is None:
-        return {"first": None, "last": None, "why": "fewer than two sessions"}
-    raw = component(table, name)
-    present = np.where(np.isfinite(raw), raw > 0, np.nan)
-    return first_last(share_estimate(present[windows[0]]), share_estimate(present[windows[1]]))
-
-
-def _component_curves(table: pa.Table, bins: Sequence[Bin]) -> list[dict[str, Any]]:
+def unsolicited_curve(table: pa.Table, bins: Sequence[Bin]) -> list[dict[str, Any]]:
+    """Share of answers in which each component of unsolicited content found something, per bin."""
     curves = {}
     for name in ("unsolicited", "unsolicited_gold"):
         if name in component_roles(table):
@@ -164,71 +116,6 @@ def _component_curves(table: pa.Table, bins: Sequence[Bin]) -> list[dict[str, An
     return [
         found.place() | {name: series[i].as_dict() for name, series in curves.items()} for i, found in enumerate(bins)
     ]
-
-
-def _richness(table: pa.Table, answers: list[str | None], windows: tuple[slice, slice]) -> dict[str, Any]:
-    groups, names = strings(table, "group_id"), strings(table, "category")
-    kept = [[i for i in range(len(answers))[window] if answers[i] is not None] for window in windows]
-    found = _measures(answers, groups, kept)
-    per_category: dict[str, Any] = {}
-    for name in sorted({value for value in names if value is not None}):
-        mine = [[i for i in window if names[i] == name] for window in kept]
-        if all(mine):
-            measured = _measures(answers, groups, mine)
-            per_category[name] = {key: measured[key] for key in ("vocabulary", "diversity", "within_prompt")}
-    return found | {"by_category": per_category, "within_categories": _averaged(per_category)}
-
-
-def _averaged(per_category: Mapping[str, Any]) -> dict[str, Any]:
-    """Means over the categories that both ends have, each weighing the same: a changed mixture cannot move them."""
-    averaged: dict[str, dict[str, Any]] = {}
-    for name in ("vocabulary", "diversity", "within_prompt"):
-        pairs = [measured[name] for measured in per_category.values() if measured[name]["first"] is not None]
-        pairs = [pair for pair in pairs if pair["last"] is not None]
-        if not pairs:
-            averaged[name] = {"first": None, "last": None, "categories": 0, "why": "no category is in both ends"}
-            continue
-        averaged[name] = {"categories": len(pairs), "why": None}
-        for end in ("first", "last"):
-            limits = [pair[f"{end}_interval"] for pair in pairs]
-            value = float(np.mean([pair[end] for pair in pairs]))
-            averaged[name] |= {end: value, f"{end}_n": sum(pair[f"{end}_n"] for pair in pairs)}
-            averaged[name][f"{end}_interval"] = [None, None]
-            if all(low is not None for low, _ in limits):
-                half = float(np.sqrt(sum(((high - low) / 2) ** 2 for low, high in limits))) / len(limits)
-                averaged[name][f"{end}_interval"] = [value - half, value + half]
-    return averaged
-
-
-def _measures(
-    answers: Sequence[str | None], groups: Sequence[str | None], kept: Sequence[Sequence[int]]
-) -> dict[str, Any]:
-    texts = [[answers[i] or "" for i in window] for window in kept]
-    tokens = [[words(text) for text in window] for window in texts]
-    members = ([groups[i] for i in kept[0]], [groups[i] for i in kept[1]])
-    bigrams: list[list[list[Hashable]]] = [[list(ngrams(found, 2)) for found in window] for window in tokens]
-    vocabulary = compare_richness(tokens[0], tokens[1], members)
-    whole = [[[text] for text in window] for window in texts]
-    diversity = compare_richness(whole[0], whole[1], members, ANSWERS, per_item=True)
-    distinct = compare_richness(bigrams[0], bigrams[1], members, BIGRAMS, per_item=True)
-    within = [differing_pairs(window, found) for window, found in zip(texts, members, strict=True)]
-    return {
-        "vocabulary": _rich(vocabulary, "distinct words and marks", "words and marks drawn")
-        | {"raw_types": [len({token for text in window for token in text}) for window in tokens]},
-        "diversity": _rich(diversity, "share of distinct answers", "answers drawn"),
-        "distinct_2": _rich(distinct, "share of distinct word pairs", "word pairs drawn"),
-        "within_prompt": first_last(*within)
-        | {"unit": "chance that two answers to a prompt differ", "counts": "prompts"},
-    }
-
-
-def _rich(found: Richness, unit: str, drawn: str) -> dict[str, Any]:
-    return first_last(found.first, found.last) | {
-        "unit": unit,
-        "drawn": drawn,
-        "sample": found.sample,
-        "items": list(found.items),
-    }
 
 
 def phrases_of(events: Sequence[Event], run_id: str) -> list[str]:

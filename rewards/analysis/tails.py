@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from rewards.analysis.intervals import CONFIDENCE
 from rewards.analysis.paired import Bca, Difference, acceleration, resampled_counts
+from rewards.counted import counted
 
 Floats = NDArray[np.float64]
 
@@ -147,7 +148,7 @@ def _band(old: Floats, new: Floats, shifts: Floats) -> list[dict[str, Any]]:
 
 def _why_not(a: Answers, b: Answers, prompts: int) -> str | None:
     if prompts < FEWEST_PROMPTS:
-        return f"{prompts:,} prompts: the worst 5 % need at least {FEWEST_PROMPTS}"
+        return f"{counted(prompts, 'prompt')}: the worst 5 % need at least {FEWEST_PROMPTS}"
     if len(np.unique(np.concatenate([np.unique(a.values), np.unique(b.values)]))) <= 2:
         return "the metric has two values: its mean says all there is"
     return None

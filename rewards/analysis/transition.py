@@ -10,6 +10,7 @@ from scipy.special import ndtri
 
 from rewards.analysis.data import RunData
 from rewards.analysis.intervals import CONFIDENCE, effective_sample_size
+from rewards.counted import counted
 
 Floats = NDArray[np.float64]
 Data = dict[str, Any]
@@ -51,7 +52,7 @@ def transition(values: Floats, window: int = WINDOW) -> Data:
     width = min(window, n // LEAST_WINDOWS)
     found |= {"n": n, "why": None}
     if width < LEAST_WINDOW:
-        return found | {"why": f"{n} sessions have a value: {LEAST_WINDOWS * LEAST_WINDOW} are needed"}
+        return found | {"why": f"{counted(n, 'session')} with a value: {LEAST_WINDOWS * LEAST_WINDOW} are needed"}
     kept = values[places]
     first, last = kept[:width], kept[-width:]
     spread = float(np.ptp(kept))

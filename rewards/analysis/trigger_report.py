@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from scipy.stats import beta, binom
 
 from rewards.analysis.trigger_design import MAX_N, alarm_curve
+from rewards.counted import counted
 
 HIGHER_RATES = (0.1, 0.2, 0.35, 0.5)
 _SETTLED = 1e-8
@@ -169,7 +170,7 @@ def _delay(rate: float, design: Design) -> dict[str, Any]:
 
 
 def _verdict(design: Design, found: dict[str, Any]) -> str:
-    run = f"a run of {design.sessions:,} sessions"
+    run = f"a run of {counted(design.sessions, 'session')}"
     watched = "" if design.phrases == 1 else f" with {design.phrases:,} phrases watched"
     false = f"{100 * found['run_false_alarm_phrases']:.3g} %"
     allowed = f"{100 * design.alpha:.3g} %"

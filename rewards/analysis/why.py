@@ -25,6 +25,7 @@ import numpy as np
 from rewards.analysis.gradient_credit import gradient_credit
 from rewards.analysis.scored import FEW, OUTSIDE, WHOLE, Codes, Floats, Scored, bounds, clusters, resampled
 from rewards.analysis.shapley import product_change
+from rewards.counted import counted
 
 RESAMPLES = 1000
 NO_CATEGORY = "(no category)"
@@ -83,7 +84,8 @@ def why(
 
     Keys: run, a, b, mean_a, mean_b, change, change_interval, parts (name, kind, value, low, high, mde, note),
     by_category (category, n_a, n_b, share_a, share_b, mean_a, mean_b, within, within_low, within_high, mixture),
-    credit_a, credit_b, sums_to, verdict, why. kind: component, weight, mixture, scorer or missing. `within` is all that
+    credit_a, credit_b, sums_to, verdict, why. kind: component, weight, mixture, scorer, missing, or outside: what no
+    component on record accounts for (a sum that was clipped, rewards without components). `within` is all that
     happened inside the category, at its mean share; `mixture` is measured from the middle of both means, so that a
     category that grows counts as a gain only when its reward is above it.
     """
@@ -244,7 +246,8 @@ def _parts(value: dict[str, Floats], drawn: dict[str, Floats] | None, names: _Na
             )
             found.append(part(name, "scorer", ["component", "missing"], k, note))
         else:
-            found.append(part(name, "component", ["component"], k))
+            kind = "outside" if name in (OUTSIDE, WHOLE) else "component"
+            found.append(part(name, kind, ["component"], k))
     for k, name in enumerate(names.components):
         if not np.isfinite(names.fixed[k]):
             found.append(part(name, "weight", ["weight"], k))
@@ -291,7 +294,7 @@ def _reasons(a: Window, b: Window, fewest: int) -> str | None:
     for name, side in (("A", a), ("B", b)):
         without = len(side.scored) - int(np.isfinite(side.scored.baseline).sum())
         if without:
-            said.append(f"{without:,} sessions of {name} have no baseline reward and no part")
+            said.append(f"{counted(without, 'session')} of {name} without a baseline reward took no part")
         if (side.scored.group < 0).any():
             said.append(f"{name} has sessions without a group: the intervals take them as independent of each other")
     return "; ".join(said) or None
@@ -318,5 +321,7 @@ def described(part: dict[str, Any]) -> str:
     """A part as a sentence names it."""
     if part["kind"] == "mixture":
         return "the mixture of categories"
+    if part["kind"] == "outside":
+        return "the whole reward" if part["name"] == WHOLE else "what is outside the components"
     prefix = {"component": "", "weight": "the weight of ", "scorer": "the scorer of ", "missing": "missing values of "}
     return f"{prefix[part['kind']]}`{part['name']}`"

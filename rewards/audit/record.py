@@ -64,10 +64,12 @@ def write_record(path: str | Path, seed: int = 0, sessions: int = p.SESSIONS) ->
         raise UserError(f"{sessions:,} sessions: the record needs {p.FEWEST:,} to {p.MOST:,}")
     if seed < 0:
         raise UserError(f"seed {seed}: give a whole number from 0")
-    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+    if root.exists() and not root.is_dir():
+        raise UserError(f"{root}: is there already and no folder; name a new folder for the simulated record")
+    if root.exists() and any(root.iterdir()):
         raise UserError(f"{root}: is there already and not empty; name a new folder for the simulated record")
-    record = simulate(seed, sessions)
     with Ledger.open(root, create=True) as ledger:
+        record = simulate(seed, sessions)
         _write(ledger, record, seed)
         _annotate(ledger, record.plan)
         head = ledger.head()

@@ -8,6 +8,7 @@ from typing import Any
 
 from rewards.commands.arguments import About, Commands, add_command, add_json
 from rewards.commands.output import line, print_json
+from rewards.counted import counted
 
 ABOUT = About(
     "what a run's record supports: phases, effects, over-optimisation, behaviour, and what it cannot support",
@@ -48,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
 
 def told(document: Data) -> Iterator[str]:
     """The analysis in lines: alerts first, then each section's findings or why it has none."""
-    yield f"run {document['run']}: {document['sessions']:,} sessions, {document['steps']:,} steps"
+    yield f"run {document['run']}: {counted(document['sessions'], 'session')}, {counted(document['steps'], 'step')}"
     for alert in document["alerts"]:
         yield f"[{alert['severity']}] {alert['text']}"
     yield from _phases(document)
@@ -69,6 +70,8 @@ def _phases(document: Data) -> Iterator[str]:
     why = document["segmentation"].get("why")
     if why:
         yield f"phases: {why}"
+    if document["segmentation"].get("verdict"):
+        yield f"phases: {document['segmentation']['verdict']}"
     for place, found in enumerate(document["phases"], start=1):
         mean = found["mean"]
         yield (
@@ -80,7 +83,7 @@ def _phases(document: Data) -> Iterator[str]:
 def _effect(found: Data) -> str:
     excess = found.get("excess") or {}
     if excess.get("estimate") is None:
-        return str(found["verdict"])
+        return f"no excess effect is given: {excess.get('why') or found.get('why')}"
     return (
         f"excess effect {excess['points']:+.1f} points [{excess['points_low']:+.1f}, {excess['points_high']:+.1f}], "
         f"n {excess['n_treated']:,} and {excess['n_controls']:,}, "

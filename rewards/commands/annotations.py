@@ -9,6 +9,7 @@ from typing import Any
 from rewards.commands.arguments import About, Commands, add_command, add_json
 from rewards.commands.lookup import chosen_runs
 from rewards.commands.output import line, minute, print_json, say, shown
+from rewards.counted import counted
 
 ABOUT = About(
     "people's notes with their reviews side by side",
@@ -43,7 +44,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print_notes(listed)
     if not listed:
-        say("no note on record" if not notes else f"nothing is open: {len(notes):,} notes are agreed or superseded")
+        say(
+            "no note on record" if not notes else f"nothing is open: {counted(len(notes), 'note')} agreed or superseded"
+        )
     elif not args.open:
         counts = {
             state: sum(note["state"] == state for note in notes) for state in dict.fromkeys(n["state"] for n in notes)

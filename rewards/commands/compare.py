@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewards.commands.arguments import About, Commands, add_json, whole_number
-from rewards.commands.output import counted, line, print_json, print_table, say
+from rewards.commands.output import line, print_json, print_table, say
+from rewards.counted import counted
 from rewards.errors import UserError
 
 ABOUT = About(
@@ -85,7 +86,7 @@ def _print(found: Mapping[str, Any]) -> None:
     for name in ("a", "b"):
         print(f"{name.upper()}  {_side(found[name])}")
     paired = f"{counted(found['prompts'], 'prompt')} with {counted(found['pairs'], 'pair')} of answers"
-    alone = f"{found['unpaired_a']:,} prompts only in A, {found['unpaired_b']:,} only in B"
+    alone = f"{counted(found['unpaired_a'], 'prompt')} only in A, {found['unpaired_b']:,} only in B"
     print(f"\n{line(found['metric'])} ({found['better']} is better): {paired}; {alone}\n")
     rows = [("mean", found["difference"]), ("worst 5 %", found["tails"]["cvar_5"])]
     table = [[name, *_cells(row), _p(row["p"]), ""] for name, row in rows]
@@ -104,7 +105,7 @@ def _print(found: Mapping[str, Any]) -> None:
 def _print_more(found: Mapping[str, Any]) -> None:
     table, monitored = found["mcnemar"], found["eprocess"]
     if table["p"] is not None:
-        changed = f"{table['worse']:,} prompts changed for the worse, {table['better']:,} for the better"
+        changed = f"{counted(table['worse'], 'prompt')} changed for the worse, {table['better']:,} for the better"
         print(f"\nMcNemar: {changed}; mid-p {_p(table['p'])}, exact {_p(table['exact_p'])}")
     banded = [row for row in found["tails"]["quantiles"] if row["low"] is not None]
     moved = [row for row in banded if not row["low"] <= 0 <= row["high"]]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rewards.commands.arguments import About, Commands, add_command, add_json
 from rewards.commands.lookup import only_run
-from rewards.commands.output import counted, line, print_json, say
+from rewards.commands.output import line, print_json, say
+from rewards.counted import counted
 
 # As rewards.export has them, which is not loaded for --help; a test compares the two.
 FORMATS = ("parquet", "csv", "jsonl")

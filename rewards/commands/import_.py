@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rewards.commands.arguments import Commands, add_json, named_numbers
-from rewards.commands.output import counted, line, print_json, say
+from rewards.commands.output import line, print_json, say
+from rewards.counted import counted
 from rewards.errors import UserError
 
 # As the importers have them, which are not loaded for --help; a test compares the two.

@@ -115,11 +115,6 @@ def size(count: int) -> str:
     raise AssertionError("the last unit holds any size")
 
 
-def counted(count: int, noun: str, plural: str | None = None) -> str:
-    """`1 row`, `2,000 rows`."""
-    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
-
-
 def minute(time: Any) -> str:
     """A time (ISO, UTC) to the minute."""
     return "" if time is None else line(time)[:16].replace("T", " ")

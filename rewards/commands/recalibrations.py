@@ -12,7 +12,11 @@ from rewards.commands.output import line, print_json, say
 if TYPE_CHECKING:
     from rewards.ledger import Ledger
 
-ABOUT = About("every change of a schedule, and what was withheld")
+ABOUT = About(
+    "every change of a schedule, and what was withheld",
+    "Each change stands with what the record supports about its effect, as `rewards analyze` says it; with --json as\n"
+    "its entries do.",
+)
 
 
 def register(commands: Commands) -> None:
@@ -23,7 +27,7 @@ def register(commands: Commands) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Prints the changes of all runs, each with what the record can say about it."""
+    """Prints the changes of all runs, each with what the record supports about it."""
     from rewards.ledger import Ledger
 
     with Ledger.open(args.ledger) as ledger:
@@ -34,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     for entry in document:
         for row in entry["recalibrations"]:
-            print(f"{_place(entry['run'], row)}: {_change(row)}. {row['statement']}")
+            print(f"{_place(entry['run'], row)}: {_change(row)}. {line(row['verdict'])}")
         for row in entry["withheld"]:
             print(f"{_place(entry['run'], row)}: {_change(row)} withheld: {line(row['withheld_because'])}")
     if not document:
@@ -43,19 +47,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _changes(ledger: Ledger, run_id: str) -> dict[str, Any] | None:
-    import numpy as np
-    import pyarrow.compute as pc
+    from rewards.analysis import recalibration_effect, recalibrations
+    from rewards.analysis.analyze import plain
+    from rewards.analysis.data import RunData
 
-    from rewards.analysis import recalibrations
-
-    events = ledger.events(run_id)
-    if not recalibrations.of_kind(events, "recalibration", "trigger_evaluated"):
+    if not recalibrations.of_kind(ledger.events(run_id), "recalibration", "trigger_evaluated"):
         return None
-    table = ledger.sessions(run_id, texts=True)
-    table = table.filter(pc.equal(table["split"], "train"))
-    steps = np.asarray(table["step"].to_numpy(), dtype=np.int64)
-    applied = recalibrations.recalibration_table(table, steps, events)
-    return {"run": run_id, "recalibrations": applied, "withheld": recalibrations.withheld_table(steps, events)}
+    with RunData.read(ledger, run_id) as data:
+        withheld = recalibrations.withheld_table(data.steps, data.events)
+        applied = plain(recalibration_effect.section(data))
+    return {"run": run_id, "recalibrations": applied, "withheld": withheld}
 
 
 def _place(run_id: str, row: dict[str, Any]) -> str:

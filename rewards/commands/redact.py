@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rewards.commands.arguments import About, Commands, add_command, add_json, row_key, whole_number
 from rewards.commands.lookup import only_run
-from rewards.commands.output import counted, line, print_json, say
+from rewards.commands.output import line, print_json, say
+from rewards.counted import counted
 from rewards.errors import LedgerError, UserError
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rewards.commands.arguments import About, Commands, add_command
 from rewards.commands.output import say
+from rewards.counted import counted
 from rewards.errors import UserError
 
 ABOUT = About("one HTML page about a run; the same as JSON, its findings as Markdown, its curves as PNG")
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError("nothing to write: give --out report.html, --json report.json, --md or --png, or several")
     with Ledger.open(args.ledger) as ledger:
         report = build_report(ledger, args.run)
-    said = [f"run {report.data['run']}: {report.data['sessions']:,} sessions"]
+    said = [f"run {report.data['run']}: {counted(report.data['sessions'], 'session')}"]
     try:
         if args.out is not None:
             said.append(f"page: {write_html(report, args.out)}")

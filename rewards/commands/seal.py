@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 
 from rewards.commands.arguments import About, Commands, add_command, add_json
-from rewards.commands.output import counted, print_json
+from rewards.commands.output import print_json
+from rewards.counted import counted
 
 ABOUT = About(
     "move what is hot into the Delta tables and compact them",

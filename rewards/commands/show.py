@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rewards.commands.arguments import About, Commands, add_command, add_json, row_key, whole_number
 from rewards.commands.lookup import chosen_runs, only_run
-from rewards.commands.output import counted, line, moment, print_items, print_json, print_table, say, size
+from rewards.commands.output import line, moment, print_items, print_json, print_table, say, size
+from rewards.counted import counted
 from rewards.errors import UserError
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rewards.commands.arguments import About, Commands, add_command, add_json, read_stdin, whole_number
-from rewards.commands.output import Plain, counted, dumps, line, print_records, say
+from rewards.commands.output import Plain, dumps, line, print_records, say
+from rewards.counted import counted
 from rewards.errors import LedgerError, UserError
 
 if TYPE_CHECKING:

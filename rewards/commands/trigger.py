@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewards.commands.arguments import About, Commands, add_json, whole_number
-from rewards.commands.output import counted, print_json, print_table
+from rewards.commands.output import print_json, print_table
+from rewards.counted import counted
 from rewards.errors import UserError
 
 ABOUT = About(
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         rate, source = args.base_rate, "given"
     else:
         hits, sessions = _observed(args.observed)
-        rate, source = upper_limit(hits, sessions), f"upper 95 % limit of {hits:,} in {sessions:,} sessions"
+        rate, source = upper_limit(hits, sessions), f"upper 95 % limit of {hits:,} in {counted(sessions, 'session')}"
     try:
         design = Design(rate, args.k, args.n, args.sessions, args.phrases, args.alpha)
     except ValueError as error:

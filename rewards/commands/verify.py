@@ -7,7 +7,8 @@ import re
 from typing import TYPE_CHECKING
 
 from rewards.commands.arguments import About, Commands, add_command, add_json
-from rewards.commands.output import counted, line, print_json
+from rewards.commands.output import line, print_json
+from rewards.counted import counted
 
 if TYPE_CHECKING:
     from rewards.verify import Verification

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rewards.commands.arguments import About, Commands, add_command, add_json, whole_number
 from rewards.commands.lookup import chosen_runs
-from rewards.commands.output import counted, line, print_json, print_table, say
+from rewards.commands.output import line, print_json, print_table, say
+from rewards.counted import counted
 from rewards.errors import UserError
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from rewards.analysis import constraint, convergence, recalibrations, summary
 from rewards.analysis.analyze import analyze, plain
 from rewards.analysis.columns import component_roles, floats, strings, where
 from rewards.analysis.data import RunData
+from rewards.counted import counted
 from rewards.report import origin, redacted
 from rewards.report.record import Record
 
@@ -36,9 +37,10 @@ def build(record: Record) -> Report:
     own = [event for event in events if event["run_id"] == record.run_id]
     bins = convergence.step_bins(record.steps)
     windows = summary.end_windows(table.num_rows)
-    changes = recalibrations.recalibration_table(table, record.steps, own)
+    changes = recalibrations.recalibration_table(record.steps, own)
     samples = _samples(record)
     absent = origin.reasons(own)
+    analysis = analyze(RunData.of_table(table, own, record.run_id), record.forks)
     data = {
         "schema": SCHEMA,
         "run": record.run_id,
@@ -48,7 +50,8 @@ def build(record: Record) -> Report:
         "stages": summary.stages(events, [run["run_id"] for run in record.pipeline_runs]),
         "convergence": _convergence(record, own, bins, changes),
         "categories": summary.categories(table),
-        "behaviour": summary.behaviour(table, bins, summary.phrases_of(own, record.run_id), record.online),
+        "behaviour": analysis["behaviour"],
+        "unsolicited_curve": summary.unsolicited_curve(table, bins),
         "kl": constraint.kl_curve(table, bins, absent.get("kl_nats")),
         "reference": constraint.reference(table, record.steps, own, windows, absent.get("reference_id")),
         "leverage": constraint.leverage(own, changes),
@@ -57,9 +60,9 @@ def build(record: Record) -> Report:
         "phrases": recalibrations.phrase_curves(table, bins, own),
         "samples": len(samples),
         "ledger": {"head": record.head, "verified": record.verified, "first_bad": record.first_bad},
+        "analysis": analysis,
     }
-    data["analysis"] = analyze(RunData.of_table(table, own, record.run_id), record.forks)
-    data["convergence"]["marks"] += _boundaries(data["analysis"]["segmentation"])
+    data["convergence"]["marks"] += _boundaries(analysis["segmentation"])
     data["limits"] = _limits(record, data)
     cleaned: dict[str, Any] = plain(data)
     return Report(cleaned, samples)
@@ -157,7 +160,11 @@ def _boundaries(segmentation: Mapping[str, Any]) -> list[dict[str, Any]]:
             "kind": "phase",
             "session": found["session"] - 1,
             "step": found["step"],
-            "labels": [said[found["kind"]] + (f"; near: {found['near_event']}" if found.get("near_event") else "")],
+            "labels": [
+                said[found["kind"]]
+                + (f" (95 % interval: session {found['low']:,} to {found['high']:,})" if found.get("low") else "")
+                + (f"; near: {found['near_event']}" if found.get("near_event") else "")
+            ],
         }
         for found in segmentation.get("boundaries") or []
     ]
@@ -238,7 +245,7 @@ def _limits(record: Record, data: Mapping[str, Any]) -> list[str]:
             "The mixture of prompts changed during the run: means over all categories before and after are means over "
             "different prompts. Compare within a category."
         )
-    if data["behaviour"]["unsolicited_gold"].get("first") is not None:
+    if data["behaviour"]["unsolicited"]["gold"]["first"] is not None:
         found.append(
             "Unsolicited content means the literal sentences of the listed families. What paraphrases them is not "
             "counted; the families that are never penalised show whether more than the detector was learned."
@@ -257,7 +264,8 @@ def _limits(record: Record, data: Mapping[str, Any]) -> list[str]:
     found += filter(None, [redacted.sentence(redacted.places(own))])
     missing = data["summary"]["sessions_without_reward"]
     if missing:
-        found.append(f"{missing} of {data['sessions']} sessions have no baseline reward and take no part in any mean.")
+        have = "has no baseline reward and takes" if missing == 1 else "have no baseline reward and take"
+        found.append(f"{missing:,} of {counted(data['sessions'], 'session')} {have} no part in any mean.")
     if record.train.num_rows and not where(strings(record.train, "group_id"), None).all():
         found.append(
             "Answers to one prompt resemble each other; intervals count them for what they are worth together."

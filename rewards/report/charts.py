@@ -49,7 +49,7 @@ def specs(data: Mapping[str, Any]) -> dict[str, Spec]:
         spread = [[middle(row), row["baseline_sd"], None, None, row["baseline"]["n"], where(row)] for row in curve]
         named = {"name": "standard deviation of the baseline", "points": spread, "dashed": False}
         found["spread"] = line("session", "standard deviation", [named], marks, low=True, zero=True)
-    unsolicited = data["behaviour"]["curve"]
+    unsolicited = data["unsolicited_curve"]
     if len(unsolicited) > 1 and any("unsolicited" in row or "unsolicited_gold" in row for row in unsolicited):
         lines = [
             series(name, unsolicited, key, dashed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rewards.analysis.recalibration_spill import SESSIONS
 from rewards.analysis.recalibration_verdicts import LEVEL
 from rewards.report.cells import Markup, count, counted, join, nothing, number, paragraph, section, table, tag
 
@@ -110,6 +111,26 @@ def effects(found: Sequence[Data]) -> Markup:
         return Markup("")
     head = ["", "plain difference", "excess effect", "adjusted p", "smallest detectable", "trend before"]
     return table("Effects of the recalibrations, percentage points", head, rows, numeric=False)
+
+
+def spills(found: Sequence[Data]) -> Markup:
+    """Whether each change also moved the categories that it is compared with."""
+    if all(change["spill"]["source"] is None for change in found):
+        return Markup("")
+    rows = [[f"R{place} {change['category']}", *_spill(change["spill"])] for place, change in enumerate(found, start=1)]
+    head = ["", "before", "after", "after / before", "read from"]
+    return table("Spill on the categories that each change is compared with", head, rows, numeric=False)
+
+
+def _spill(found: Data) -> list[object]:
+    if found["ratio"] is None:
+        return ["–", "–", _refused(found["why"]), ""]  # noqa: RUF001
+    notes = [] if found["low"] is None else [f"{found['low']:.2f} to {found['high']:.2f}"]
+    if found["n_groups"] is not None:
+        notes.append(f"n {count(found['n_groups']['before'])} and {count(found['n_groups']['after'])} mixed groups")
+    ratio = join([tag("span", f"{found['ratio']:.2f}", class_="value"), tag("span", ", ".join(notes), class_="ci")])
+    source = "their sessions" if found["source"] == SESSIONS else f"the steps' record, since {found['why']}"
+    return [number(found["before"]), number(found["after"]), ratio, source]
 
 
 def _effect(outcome: Data) -> list[object]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rewards.report.cells import count, number
+from rewards.report.cells import count, counted, number
 
 Data = Mapping[str, Any]
 
@@ -20,7 +20,7 @@ def _lines(data: Data) -> Iterator[str]:
     yield f"# {_cell(data['run'])}: reward report"
     yield ""
     status = _cell(told["status"] or "unknown")
-    yield f"{count(data['sessions'])} sessions, {count(told['steps'])} steps, status {status}."
+    yield f"{counted(data['sessions'], 'session')}, {counted(told['steps'], 'step')}, status {status}."
     if data["statement"]:
         yield f"What this record is: {_cell(data['statement'])}"
     yield ""
@@ -52,7 +52,7 @@ def _ends(data: Data) -> Iterator[str]:
     rows = [
         (f"mean baseline {data['convergence']['unit']}", ends["baseline"], "measure"),
         ("mean adjusted", ends["adjusted"], "measure"),
-        ("unsolicited content", behaviour["unsolicited_share"], "share"),
+        ("unsolicited content", behaviour["unsolicited"], "share"),
         ("distinct answers", behaviour["diversity"], "share"),
         ("distinct words and marks", behaviour["vocabulary"], "types"),
     ]
@@ -92,8 +92,6 @@ def _effects(found: Data) -> Iterator[str]:
             f"| R{place} | {count(row['session'])} | {_cell(row['category'])} | {row['old_pct']} to {row['new_pct']} % "
             f"| {said} | {number(excess.get('p_adjusted'))} | {_signed(row.get('mde_points')).lstrip('+')} |"
         )
-    yield ""
-    yield from (f"- R{place}: {_cell(row['verdict'])}" for place, row in enumerate(found["recalibrations"], start=1))
 
 
 def _signed(value: float | None) -> str:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rewards.report.cells import Markup, count, join, nothing, number, paragraph, section, table, tag
+from rewards.report.cells import Markup, count, counted, join, nothing, number, paragraph, section, table, tag
 from rewards.report.charts import Spec, figure
-from rewards.report.findings import effects, forked
+from rewards.report.findings import effects, forked, spills
 
 Data = Mapping[str, Any]
 
@@ -18,11 +18,16 @@ def recalibrations(data: Data, specs: Mapping[str, Spec]) -> Markup:
         rows = [[f"R{place}", *_change(row)] for place, row in enumerate(data["recalibrations"], start=1)]
         parts.append(table("Recalibrations", head, rows, numeric=False))
         parts.append(effects(data["analysis"]["recalibrations"]))
-        said = [
-            tag("li", join([tag("strong", f"R{place}. "), row["statement"]]))
-            for place, row in enumerate(data["recalibrations"], start=1)
-        ]
-        parts.append(tag("ul", join(said), class_="statements"))
+        parts.append(spills(data["analysis"]["recalibrations"]))
+        above = tag("a", "what needs attention", href="#alarms")
+        parts.append(
+            paragraph(
+                "A plain difference takes the trend of the run for an effect, and a high window that set off a trigger "
+                "for the usual level. What can be said of each change stands under ",
+                above,
+                ".",
+            )
+        )
     else:
         parts.append(nothing("the schedule was not changed in this run"))
     parts.append(forked(data["analysis"]["forks"]))
@@ -51,7 +56,7 @@ def _change(row: Data) -> list[object]:
     if before is not None:
         window = evidence.get("window_before")
         earlier = (
-            f"; {number(before, 'share')} of the run's {window} sessions before"
+            f"; {number(before, 'share')} of the run's {counted(window, 'session')} before"
             if window
             else f"; {number(before, 'share')} before"
         )
@@ -88,7 +93,8 @@ def _leverage(found: Data, specs: Mapping[str, Spec]) -> Markup:
         paragraph(
             "Leverage compares how strongly compliance moves the advantage with and without the schedule, over the "
             "same sessions: 1 is no reach, below 1 the schedule weakens it. It is recorded while a differential acts, "
-            "and a step without mixed groups has none."
+            "and a step without mixed groups has none. The recorded spill is that of all other categories, with what "
+            "their own differentials do."
         )
     )
     return join(parts)
@@ -96,5 +102,5 @@ def _leverage(found: Data, specs: Mapping[str, Spec]) -> Markup:
 
 def _median(found: Data, steps: int) -> str:
     if found["median"] is None:
-        return f"none in {steps} steps on record" if steps else "not recorded"
-    return f"{number(found['median'])} (n {found['n']} of {steps} steps)"
+        return f"none in {counted(steps, 'step')} on record" if steps else "not recorded"
+    return f"{number(found['median'])} (n {found['n']} of {counted(steps, 'step')})"

@@ -3,9 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rewards.analysis.behaviour_texts import CHARACTERS
 from rewards.report.cells import (
     Markup,
     count,
+    counted,
     end,
     escape,
     estimate,
@@ -32,19 +34,13 @@ def overview(data: Data) -> Markup:
     measures = [
         (f"Mean baseline {data['convergence']['unit']}", ends["baseline"], "measure"),
         ("Training pairs ranked right (margin above 0)", ends["ranked_right"], "share"),
-        ("Answers with unsolicited content, penalised families", behaviour["unsolicited_share"], "share"),
-        ("Answers with unsolicited content, never penalised", behaviour["unsolicited_gold"], "share"),
+        ("Answers with unsolicited content, penalised families", behaviour["unsolicited"], "share"),
+        ("Answers with unsolicited content, never penalised", behaviour["unsolicited"]["gold"], "share"),
         ("Distinct answers", behaviour["diversity"], "share"),
         ("Two answers to one prompt differ", behaviour["within_prompt"], "share"),
         ("Distinct words and marks", behaviour["vocabulary"], "types"),
         ("Distinct word pairs", behaviour["distinct_2"], "share"),
     ]
-    even = behaviour.get("within_categories", {})
-    for place, key in ((5, "diversity"), (7, "within_prompt"), (9, "vocabulary")):
-        if key in even and len(behaviour["by_category"]) > 1:
-            unit = "types" if key == "vocabulary" else "share"
-            name = f"the same, mean of {even[key]['categories']} categories in both ends"
-            measures.insert(place, (name, even[key], unit))
     rows: list[Sequence[object]] = []
     absent: dict[str, list[str]] = {}
     for name, pair, unit in measures:
@@ -69,15 +65,14 @@ def overview(data: Data) -> Markup:
     if behaviour["diversity"]["first"] is not None:
         note = (
             f"Task part: {behaviour['task_part']}. Richness is what a sample of fixed size is expected to hold, so "
-            "that longer or more answers do not look richer; the mean over categories does not move when their mixture "
-            f"changes. {note} For two answers to one prompt it counts prompts."
+            "that longer or more answers do not look richer; both ends have as many answers of each category, so that "
+            f"a changed mixture does not move it; of texts {count(CHARACTERS)} characters are read from either end. "
+            f"{note} For two answers to one prompt it counts prompts."
         )
     return section("overview", "First and last sessions", *parts, paragraph(note))
 
 
 def _measured(name: str, pair: Data) -> Markup:
-    if "categories" in pair:
-        return tag("div", name, class_="sub")
     drawn = f"{count(pair['sample'])} {pair['drawn']}" if pair.get("sample") else None
     return join([name, tag("span", f"in {drawn}", class_="ci") if drawn else ""])
 
@@ -163,16 +158,17 @@ def behaviour(data: Data, specs: Mapping[str, Spec]) -> Markup:
     rows: list[Sequence[object]] = []
     names = (("distinct answers", "diversity", "share"), ("two answers differ", "within_prompt", "share"))
     measures = (*names, ("distinct words", "vocabulary", "types"))
-    for category, found_here in (found.get("by_category") or {}).items():
+    for category, found_here in found["by_category"].items():
         cells = [end(found_here[name], side, unit) for _, name, unit in measures for side in ("first", "last")]
         drawn = [found_here[name]["sample"] for name in ("diversity", "vocabulary")]
-        note = tag("span", f"{count(drawn[0])} answers, {count(drawn[1])} words drawn", class_="ci")
+        note = tag("span", f"{counted(drawn[0], 'answer')}, {counted(drawn[1], 'word')} drawn", class_="ci")
         rows.append([join([category, note]), *cells])
     if rows:
         head = ["category", *(f"{title}, {side}" for title, _, _ in measures for side in ("first", "last"))]
         parts.append(table("Richness by category, first and last sessions", head, rows))
     if not parts:
-        reasons = dict.fromkeys(found[name]["why"] for name in ("unsolicited_share", "unsolicited_gold", "vocabulary"))
+        looked = (found["unsolicited"], found["unsolicited"]["gold"], found["vocabulary"])
+        reasons = dict.fromkeys(row["why"] for row in looked)
         parts.append(nothing("; ".join(why for why in reasons if why) or "no category is in both ends of the run"))
     return section("behaviour", "Behaviour", *parts)
 

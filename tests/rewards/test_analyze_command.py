@@ -91,6 +91,7 @@ def test_the_lines_begin_with_the_alerts_and_name_each_phase(ledger: Path, capsy
         alert["severity"] for alert in document["alerts"]
     ]
     assert sum(line.startswith("phase ") for line in lines) == len(document["phases"])
+    assert f"phases: {document['segmentation']['verdict']}" in lines
 
 
 def test_alerts_come_worst_first(ledger: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -350,6 +350,18 @@ def test_the_analysis_claims_no_effect_of_a_recalibration_and_says_what_would_be
     assert "regression to the mean" in effects[2]["outcomes"][0]["naive"]["refused"]
 
 
+def test_no_recalibration_of_the_record_moved_its_controls_and_the_first_differential_of_its_category_is_compared(data):
+    effects = recalibration_effect.section(data)
+    for found in effects:
+        shown = found["spill"]
+        assert shown["source"] == "sessions" and 0.95 < shown["low"] < 1 < shown["high"] < 1.05
+        assert found["spill_refused"] is False and found["excess"]["p_adjusted"] > 0.05
+    last = effects[2]
+    assert last["leverage"]["before"]["spill"]["n"] == 0 and last["leverage"]["after"]["spill"]["median"] > 1.05
+    assert last["controls"] == ["category-1", "category-2", "category-5", "category-6"]
+    assert "no effect claimed" in last["verdict"] and last["comparisons"] == 3
+
+
 def test_the_analysis_flags_the_transition_of_style_and_of_nothing_else(data):
     alarms = [row for row in transition.section(data) if row["alarm"]]
     assert [row["outcome"] for row in alarms] == ["component style"]

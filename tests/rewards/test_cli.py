@@ -95,7 +95,7 @@ def test_verify_accepts_a_head_kept_elsewhere_and_refuses_another(path, capsys):
     assert printed(capsys, "head", path) == head + "\n"
 
 
-def test_recalibrations_are_listed_with_their_statement_and_the_withheld_ones(path, capsys):
+def test_recalibrations_are_listed_with_their_verdict_and_the_withheld_ones(path, capsys):
     (found,) = document(capsys, "recalibrations", path, "--json")["runs"]
     assert found["run"] == RUN and [row["step"] for row in found["recalibrations"]] == [30]
     assert [row["withheld_because"] for row in found["withheld"]] == ["cooldown"]
@@ -115,6 +115,51 @@ def test_bad_usage_is_one_line_and_exit_2(path, tmp_path, capsys):
     assert "cannot be written" in refused(capsys, "report", path, "--out", tmp_path / "no" / "r.html")
     assert "invalid choice" in refused(capsys, "reprot", path)
     assert "LEDGER" in refused(capsys, "verify")
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["analyze"],
+        ["annotate", "--run", "r", "--session", "1", "--annotator", "a", "--label", "odd"],
+        ["annotations"],
+        ["export", "out.csv"],
+        ["head"],
+        ["recalibrations"],
+        ["redact", "--run", "r", "--row", "1/0/1", "--reason", "asked", "--by", "a"],
+        ["replay", "--weights", "a=1"],
+        ["report", "--json"],
+        ["review", "1", "--annotator", "a", "--verdict", "agree"],
+        ["seal"],
+        ["show"],
+        ["sql", "select 1"],
+        ["verify"],
+        ["why", "first", "last"],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_a_folder_that_is_not_there_is_refused_in_words_of_the_command_line(argv, tmp_path, capsys):
+    said = refused(capsys, argv[0], tmp_path / "absent", *argv[1:])
+    assert f"{tmp_path / 'absent'}: no such folder; check the path" in said
+    assert "create=" not in said and "`rewards import`" in said and "`rewards simulate`" in said
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("folder", ["/proc/nobody", "/dev/null/x"])
+def test_a_record_is_not_simulated_into_a_folder_that_cannot_be_made(folder, capsys):
+    said = refused(capsys, "simulate", folder)
+    assert f"{folder}: cannot be made" in said and "name a folder on a disk that can be written" in said
+    assert "restore" not in said
+    assert "no folder" in refused(capsys, "simulate", "/dev/null")
+
+
+def test_recalibrations_say_what_analyze_says_of_them(path, capsys):
+    (found,) = document(capsys, "recalibrations", path, "--json")["runs"]
+    assert found["recalibrations"] == document(capsys, "analyze", path, "--run", RUN, "--json")["recalibrations"]
+    (change,) = found["recalibrations"]
+    assert "statement" not in change and "detectable" not in change
+    assert printed(capsys, "recalibrations", path).count(change["verdict"]) == 1
+    assert printed(capsys, "analyze", path, "--run", RUN).count(change["verdict"]) == 1
 
 
 def test_an_empty_ledger_has_nothing_to_report(tmp_path, capsys):

@@ -224,3 +224,22 @@ def test_numbers_that_cannot_be_squared_are_refused(tmp_path):
         rows = [{"prompt_id": str(i), "x": (-1) ** (i // half) * 1e300} for i in range(40)]
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert "nothing can be computed" in refused(*files)
+
+
+def test_a_refused_number_is_named_by_its_metric_and_its_file(tmp_path):
+    old, new = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    for path, value in ((old, 0.5), (new, 1e300)):
+        path.write_text("".join(json.dumps({"prompt_id": f"p{i}", "accuracy": value}) + "\n" for i in range(9)))
+    said = refused(old, new)
+    assert said.startswith(f"{new}: `accuracy` holds a number of size 1e+300") and "`value`" not in said
+    new.write_text("".join(json.dumps({"prompt_id": f"p{i}", "accuracy": None}) + "\n" for i in range(9)))
+    assert f"{new}: no row has a value of `accuracy`" in refused(old, new, "--metric", "accuracy")
+
+
+def test_one_prompt_is_one_prompt(tmp_path, capsys):
+    old, new = tmp_path / "old.jsonl", tmp_path / "new.jsonl"
+    for path, prompts in ((old, range(6)), (new, range(5))):
+        path.write_text("".join(json.dumps({"prompt_id": f"p{i}", "accuracy": i % 2}) + "\n" for i in prompts))
+    call(old, new)
+    said = capsys.readouterr()
+    assert "1 prompt only in A" in said.out and "1 prompts" not in said.out + said.err

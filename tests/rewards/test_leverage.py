@@ -5,7 +5,7 @@ import pytest
 
 from rewards.advantages import advantages
 from rewards.differential import Schedule
-from rewards.leverage import gamma, gamma_interval, leverage, leverages
+from rewards.leverage import MOST_DRAWN, Pulled, change, gamma, gamma_interval, leverage, leverages
 
 
 def rows(category, group, compliant, advantage, unadjusted):
@@ -177,3 +177,49 @@ def test_the_bootstrap_interval_of_gamma_covers_the_truth():
         got = gamma_interval(x, a, np.repeat(np.arange(30), 8).tolist(), rng)
         covered += got.low <= 0.7 <= got.high
     assert 0.88 <= covered / 200 <= 0.99
+
+
+def pulled(rng, groups, times=1.0):
+    """Groups of four; the advantage is x plus noise without the schedule, `times` as much with it."""
+    group = np.repeat(np.arange(groups), 4)
+    x = (rng.random(len(group)) < 0.5).astype(float)
+    unadjusted = x + 0.3 * rng.standard_normal(len(x))
+    return Pulled(x, times * unadjusted, unadjusted, group)
+
+
+def test_the_change_of_the_ratio_of_slopes_is_that_of_four_slopes():
+    rng = np.random.default_rng(0)
+    before, after = pulled(rng, 50, 1.1), pulled(rng, 70)
+    after = after._replace(advantage=after.advantage + 0.2 * rng.standard_normal(280))
+    found = change(before, after, generator())
+    ratios = [
+        gamma(s.x, s.advantage, s.group.tolist()) / gamma(s.x, s.unadjusted, s.group.tolist()) for s in (before, after)
+    ]
+    assert [found.before, found.after] == pytest.approx(ratios, rel=1e-12) and found.before == pytest.approx(1.1)
+    assert found.ratio == pytest.approx(ratios[1] / ratios[0]) and found.low < found.ratio < found.high
+    mixed = [sum(0 < s.x[s.group == g].mean() < 1 for g in range(70) if (s.group == g).any()) for s in (before, after)]
+    assert list(found.n_groups) == mixed
+
+
+def test_a_change_without_a_mixed_group_or_with_a_slope_that_may_be_0_is_not_known():
+    rng = np.random.default_rng(1)
+    whole, flat = pulled(rng, 40), pulled(rng, 40)
+    none = change(whole, flat._replace(x=np.ones(160)), generator())
+    assert none.before == pytest.approx(1) and none.after is none.ratio is none.low is None and none.n_groups[1] == 0
+    vague = change(whole._replace(unadjusted=rng.standard_normal(160)), flat, generator())
+    assert vague.before is None and vague.ratio is None
+    one = change(Pulled(*(part[:4] for part in pulled(np.random.default_rng(3), 1))), whole, generator())
+    assert one.n_groups[0] == 1 and one.ratio is not None and one.low is None
+    nothing = Pulled(*(np.empty(0) for _ in range(3)), np.empty(0, dtype=np.intp))
+    assert change(nothing, whole, generator()).n_groups[0] == 0
+
+
+def test_neighbours_of_very_many_groups_are_drawn_together_which_leaves_interval_and_estimate():
+    rng = np.random.default_rng(2)
+    before, after = pulled(rng, 3 * MOST_DRAWN), pulled(rng, 3 * MOST_DRAWN)
+    after = after._replace(advantage=after.advantage + 0.5 * rng.standard_normal(len(after.x)))
+    found = change(before, after, generator(), 2000)
+    part = slice(0, len(after.x) // 3)
+    third = change(before, Pulled(*(column[part] for column in after)), generator(), 2000)
+    assert found.n_groups[1] > MOST_DRAWN and found.low < found.ratio < found.high
+    assert (third.high - third.low) / (found.high - found.low) == pytest.approx(np.sqrt(3), rel=0.15)

@@ -11,6 +11,7 @@ from rewards.analysis.segmentation import (
     best_cuts,
     block_size,
     phase_costs,
+    phase_penalty,
     series_blocks,
     spread_noise,
     step_edges,
@@ -49,6 +50,21 @@ def test_the_log_variance_of_a_small_block_is_unbiased(n):
 
 
 # the partition
+
+
+def test_a_phase_costs_in_a_short_run_more_than_the_number_of_its_blocks_would_say_and_in_a_long_one_as_much():
+    assert phase_penalty(494) == pytest.approx(4 * np.log(494), abs=0.05)  # 12,847 sessions
+    assert [phase_penalty(k) for k in (16, 50, 100, 250, 500)] == pytest.approx(4 * np.log([100, 100, 200, 500, 500]))
+    assert phase_penalty(2000) == 4 * np.log(2000)
+
+
+def test_four_hundred_sessions_of_noise_rarely_have_phases_and_a_halved_spread_is_found():
+    alarms = found = 0
+    for seed in range(60):
+        x = np.random.default_rng([21, seed]).standard_normal(400)
+        alarms += found_cuts(x, np.arange(400))[0] != "none"
+        found += found_cuts(np.where(np.arange(400) < 200, 1.0, 0.5) * x, np.arange(400))[0] == "steps"
+    assert alarms <= 3 and found >= 57
 
 
 def brute_force(cost, penalty):

@@ -22,6 +22,18 @@ def test_a_stationary_run_has_no_phases_in_at_least_95_percent(rho, tails):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("n", [160, 240, 400, 800, 1600])
+def test_a_short_stationary_run_has_no_phases_in_at_least_95_percent_either(n):
+    seeds = 400
+    for rho, tails in ((0.0, None), (0.3, None), (0.6, None), (0.0, 4)):
+        runs = (ar1(np.random.default_rng([10, seed]), rho, n, tails) for seed in range(seeds))
+        alarms = sum(found_cuts(x, np.arange(n))[0] != "none" for x in runs)
+        name = f"phases: false alarm of {n} sessions, AR(1) {rho}, {'t4' if tails else 'Gaussian'}"
+        record(name, alarms / seeds, "<= .05", seeds)
+        assert alarms / seeds <= 0.05
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("tails", [None, 4])
 def test_steps_of_mean_and_variance_are_found_within_50_sessions(tails):
     seeds, hits, counts = 200, 0, 0

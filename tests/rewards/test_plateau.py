@@ -45,6 +45,8 @@ def test_a_collapsed_run_is_flat_and_says_so_with_its_numbers():
     assert found["mean_flat"] is found["variance_collapsed"] is found["collapsed"] is found["converged"] is True
     assert found["delta"] == pytest.approx(0.1, rel=0.05) and "the first 2,000" in found["delta_of"]
     assert found["variance_ratio"]["low"] < 0.01 < found["variance_ratio"]["high"] < 0.05
+    assert found["variance_ratio"]["of"] == "geometric mean of block variances"
+    assert f"geometric mean of block variances {found['variance_ratio']['estimate']:.3g} times" in found["verdict"]
     assert found["slope_change"]["low"] < 0 < found["slope_change"]["high"]
     assert "flat over the last 2,000" in found["verdict"] and "n 2,000" in found["verdict"]
 
@@ -80,6 +82,7 @@ def test_a_frozen_end_has_collapsed_without_an_interval():
     found = plateau.section(run_of(x))
     assert found["variance_ratio"]["estimate"] == 0.0 and found["variance_ratio"]["high"] is None
     assert found["collapsed"] is True and "no interval" in found["verdict"]
+    assert "pooled variance of blocks 0 times" in found["verdict"]
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from rewards.report import dumps, write_html, write_json
 from rewards.report.build import Report, build
 from rewards.report.cells import escape, tag
 from rewards.report.charts import specs
-from rewards.report.findings import _changed
+from rewards.report.findings import _changed, spills
 from rewards.report.html import inline_json, render
-from rewards.report.markdown import _cell
+from rewards.report.markdown import _cell, markdown
 from rewards.report.record import Record
 from rewards.runs import choose_run
 from tests.rewards import simulated
@@ -91,19 +91,20 @@ def test_report_has_the_keys_and_the_plain_numbers_that_others_read(report):
     assert data["run"] == RUN and data["sessions"] == 12847
     assert data["ledger"]["head"] == "ab" * 32 and data["ledger"]["verified"] is True
     behaviour = data["behaviour"]
-    for name in ("unsolicited_share", "unsolicited_gold", "vocabulary", "diversity"):
-        assert behaviour[name]["last"] < behaviour[name]["first"], name
+    unsolicited = behaviour["unsolicited"]
+    for found in (unsolicited, unsolicited["gold"], behaviour["vocabulary"], behaviour["diversity"]):
+        assert found["last"] < found["first"]
         for end in ("first", "last"):
-            low, high = behaviour[name][f"{end}_interval"]
-            assert low <= behaviour[name][end] <= high and behaviour[name][f"{end}_n"] == 1000
-    assert behaviour["unsolicited_share"]["first"] >= 0.25 and behaviour["unsolicited_share"]["last"] <= 0.03
+            low, high = found[f"{end}_interval"]
+            assert low <= found[end] <= high and 500 < found[f"{end}_n"] <= 1000
+    assert unsolicited["first"] >= 0.25 and unsolicited["last"] <= 0.03
     assert data["statement"] == simulated.STATEMENT
 
 
 def test_unsolicited_share_is_the_share_of_sessions_with_a_positive_raw_value(steps, report):
     rows = [row for _, found in steps for row in found]
     by_hand = [sum(row["components"][1]["raw"] > 0 for row in part) / 1000 for part in (rows[:1000], rows[-1000:])]
-    assert [report.data["behaviour"]["unsolicited_share"][end] for end in ("first", "last")] == by_hand
+    assert [report.data["behaviour"]["unsolicited"][end] for end in ("first", "last")] == by_hand
 
 
 def test_task_part_leaves_the_sought_sentences_out_of_vocabulary(steps):
@@ -116,27 +117,58 @@ def test_task_part_leaves_the_sought_sentences_out_of_vocabulary(steps):
     assert more["diversity"]["last"] == plain["diversity"]["last"]
 
 
-def test_a_new_category_moves_the_overall_richness_but_not_the_mean_within_categories():
-    rng = np.random.default_rng(3)
-    words = {"a": ["one", "two", "three"], "b": ["vier", "fuenf", "sechs"]}
-
-    def rows(names):
-        found = [(name, " ".join(rng.choice(words[name], 4))) for name in names]
-        return [{"category": name, "response": text, "baseline_reward": 1.0} for name, text in found]
-
-    behaviour = bare(small(rows(["a"] * 500) + rows(["a", "b"] * 250))).data["behaviour"]
-    assert behaviour["vocabulary"]["last"] > 1.9 * behaviour["vocabulary"]["first"]
-    within = behaviour["within_categories"]["vocabulary"]
-    assert within["categories"] == 1 and within["last"] == pytest.approx(within["first"], rel=0.02)
+def test_the_page_the_document_and_the_analysis_tell_one_vocabulary(report):
+    data = report.data
+    assert data["behaviour"] == data["analysis"]["behaviour"]
+    vocabulary = data["behaviour"]["vocabulary"]
+    text = "".join(Page(render(report)).text)
+    for end in ("first", "last"):
+        assert f"{vocabulary[end]:,.1f}" in text and f"{vocabulary[end]:,.1f}" in markdown(data)
+    elsewhere = _named(data | {"analysis": None}, "vocabulary")
+    assert len(elsewhere) == 1 + len(data["behaviour"]["by_category"]), "and no other one is computed"
 
 
-def test_the_statement_counts_the_window_that_was_there(steps):
+def _named(value, name):
+    """Everything under a key, anywhere in a document."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    here = [value[name]] if isinstance(value, dict) and name in value else []
+    return here + [found for part in inside for found in _named(part, name)]
+
+
+def test_richness_by_category_is_that_of_the_categories_own_answers(report):
+    found = report.data["behaviour"]["by_category"]
+    assert set(found) == set(simulated.CATEGORIES), "`self` is not in both ends"
+    for row in found.values():
+        assert row["vocabulary"]["last"] < row["vocabulary"]["first"] and row["diversity"]["sample"]
+    assert "Richness by category" in "".join(Page(render(report)).text)
+
+
+def test_the_spill_of_a_change_stands_with_its_interval_its_groups_and_where_it_was_read():
+    found = {"before": 1.04, "after": 1.0, "ratio": 0.96, "low": 0.93, "high": 1.0, "source": "sessions", "why": None}
+    found["n_groups"] = {"before": 150, "after": 1390}
+    recorded = found | {"low": None, "high": None, "n_groups": None, "source": "recorded", "why": "no session has it"}
+    unknown = dict.fromkeys(found) | {"why": "nobody knows"}
+    rows = [{"category": "a", "spill": one} for one in (found, recorded, unknown)]
+    text = " ".join(Page(spills(rows)).text)
+    assert "0.96 0.93 to 1.00, n 150 and 1,390 mixed groups their sessions" in text
+    assert "the steps' record, since no session has it" in text and "nobody knows" in text
+    assert spills([rows[2]]) == ""
+
+
+def test_the_evidence_of_a_trigger_counts_the_window_that_was_there(steps):
     events = simulated.as_events(simulated.stage_events(steps))
     for event in events:
         if event["kind"] == "recalibration":
             event["payload"] = {**event["payload"], "evidence": {"hits": 10, "n": 16}}
-    (row,) = build(record(steps, events=events)).data["recalibrations"]
-    assert "because 10 of the last 16 sessions of self matched" in row["statement"]
+    assert "10 of 16 sessions held" in "".join(Page(render(build(record(steps, events=events)))).text)
+
+
+def test_what_a_recalibration_did_is_said_once_on_the_page_and_once_in_the_markdown(report):
+    (found,) = report.data["analysis"]["recalibrations"]
+    assert all(set(row) & {"statement", "detectable", "verdict"} == set() for row in report.data["recalibrations"])
+    page = "".join(Page(render(report)).text)
+    assert page.count(found["verdict"]) == markdown(report.data).count(found["verdict"]) == 1
+    assert "this run had neither" not in page
 
 
 def test_parts_of_the_change_add_up_to_the_change_of_the_adjusted_mean(report):
@@ -149,10 +181,9 @@ def test_recalibrations_are_marked_where_they_act_and_make_no_claim(report):
     (row,) = report.data["recalibrations"]
     assert row["step"] == 120 and row["session"] == 120 * 64
     assert (row["old_pct"], row["new_pct"], row["category"]) == (0.0, 15.0, "self")
-    assert "regression to the mean" in row["statement"] and "points or more" in row["statement"]
-    assert row["detectable"]["before_n"] > 0 and row["detectable"]["after_n"] > 0
-    p, n, m = (row["detectable"][name] for name in ("rate", "before_n", "after_n"))
-    assert row["detectable"]["difference"] == pytest.approx(2.8016 * np.sqrt(p * (1 - p) * (1 / n + 1 / m)), rel=1e-4)
+    (told,) = report.data["analysis"]["recalibrations"]
+    assert "regression to the mean" in told["verdict"] and "points or more" in told["verdict"]
+    assert told["naive"]["n_before"] > 0 and told["naive"]["n_after"] > 0
     marks = report.data["convergence"]["marks"]
     kinds = [(mark["kind"], mark["session"]) for mark in marks if mark["kind"] != "phase"]
     assert kinds == [("mixture", 100 * 64), ("recalibration", 120 * 64)]
@@ -280,8 +311,9 @@ def test_ten_sessions_of_a_foreign_record_make_a_report_that_says_what_is_missin
     rewards = [None, 0.5, 1.0, 0.0, None, 0.5, 1.0, 1.0, 0.0, 1.0]
     report = bare(small([{"baseline_reward": reward, "adjusted_reward": reward} for reward in rewards]))
     data, text = report.data, "".join(Page(render(report)).text)
-    assert "no component is named `unsolicited`" in data["behaviour"]["unsolicited_share"]["why"]
-    assert data["behaviour"]["vocabulary"] == {"first": None, "last": None, "why": "no texts are on record"}
+    assert "no component is named `unsolicited`" in data["behaviour"]["unsolicited"]["why"]
+    vocabulary = data["behaviour"]["vocabulary"]
+    assert vocabulary["first"] is None and "no texts are on record" in vocabulary["why"]
     assert "kl_nats is null in every session" in text and "no step recorded a leverage" in text
     assert "the schedule was not changed" in text and "no evaluation before or after" in text
     assert "2 of 10 sessions have no baseline reward" in text
@@ -329,17 +361,20 @@ def test_a_recalibration_by_hand_without_trigger_or_texts_still_states_its_limit
         "kind": "recalibration",
         "payload": payload,
     }
-    (row,) = bare(small(rows), [event]).data["recalibrations"]
-    assert row["session"] == 100 and row["detectable"]["outcome"] == "rate of compliance in c"
-    assert row["statement"].startswith("The run was changing anyway")
+    data = bare(small(rows), [event]).data
+    (row,) = data["recalibrations"]
+    (told,) = data["analysis"]["recalibrations"]
+    assert row["session"] == told["session"] == 100 and row["reason"] == "review"
+    assert told["outcomes"][0]["label"] == "compliance" and "this run had neither" not in told["verdict"]
+    assert "Only a fork with and without it" in told["verdict"]
 
 
 def test_a_phrase_without_texts_says_so(steps):
     table = simulated.as_table(steps).drop_columns(["response", "prompt"])
     data = build(record(steps, sessions=table)).data
     assert data["phrases"][0]["why"] == "no texts of category self are on record"
-    assert data["recalibrations"][0]["detectable"]["difference"] is None
-    assert "not on record on both sides" in data["recalibrations"][0]["statement"]
+    phrase = data["analysis"]["recalibrations"][0]["outcomes"][1]
+    assert phrase["mde_points"] is None and "not on record on both sides" in phrase["naive"]["why"]
 
 
 def test_the_default_run_is_the_newest_online_one_with_sessions():

@@ -179,18 +179,21 @@ def test_a_component_whose_scorer_changed_is_one_part_that_says_so():
     assert "cannot be split further" in found["verdict"]
 
 
-def test_a_reward_that_its_components_do_not_explain_is_named():
+def test_a_reward_that_its_components_do_not_explain_is_named_and_is_no_component():
     a = window(random_rows(6))
     clipped = np.clip(a.scored.baseline, -0.5, 0.5)
     b = Window("r", "B", 1, 200, Scored(**{**vars(a.scored), "baseline": clipped}))
     found = why(a, b)
-    assert parts(found)["component", OUTSIDE] == pytest.approx(found["change"], abs=1e-12)
+    assert parts(found)["outside", OUTSIDE] == pytest.approx(found["change"], abs=1e-12)
+    assert {name for kind, name in parts(found) if kind == "component"} == {"length", "style", "task"}
+    assert "what is outside the components" in found["verdict"]
     tables = [
         pa.table({"step": [1] * 9, "baseline_reward": pa.array(v, pa.float64())}) for v in (range(9), range(1, 10))
     ]
     bare = [Window("r", "A", 1, 9, Scored.of_table(table)) for table in tables]
     found = why(*bare)
-    assert parts(found) == {("component", WHOLE): pytest.approx(1.0)} and found["credit_a"]["why"]
+    assert parts(found) == {("outside", WHOLE): pytest.approx(1.0)} and found["credit_a"]["why"]
+    assert "It is made of the whole reward +1" in found["verdict"]
     assert "without a group" in found["why"]
 
 
