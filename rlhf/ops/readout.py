@@ -16,8 +16,8 @@ from torch.nn.functional import linear, pad
 
 from rlhf.ops.logprobs import upcast
 
-# Elements of the logits that are reduced at a time (64 MiB in float32), and bytes of them that backward may find again.
-BLOCK = 1 << 24
+# Elements of the logits that are reduced at a time (16 MiB in float32), and bytes of them that backward may find again.
+BLOCK = 1 << 22
 KEEP = 1 << 28
 # oneDNN, which multiplies half-precision matrices on a processor, prepares each new shape for about two milliseconds
 # and holds on to it: lengths are rounded up to multiples of this, so that shapes come back.
