@@ -16,9 +16,10 @@ from rewards.differential import Schedule
 from rewards.errors import ConfigError
 from rewards.leverage import Gamma
 from rewards.pivots import describe
+from rewards.proposals import Event, decided
 from rewards.recent_slope import RecentSlope
 from rewards.schedule_rules import SetPointRule, TriggerRule
-from rewards.setpoint import Event, SetPoint, check_same
+from rewards.setpoint import SetPoint, check_same
 from rewards.text import fold
 
 _SHAPES_STATE = ("phrase", "category", "n", "armed_window")
@@ -203,29 +204,15 @@ def _evaluate(
 ) -> tuple[list[Event], Schedule]:
     """The events of a window that reached k, and the schedule with the change if nothing objects."""
     rule, hits = trigger.rule, trigger.hits
-    change = schedule.with_change(rule.category, rule.component, "widen", rule.widen)
-    evidence = trigger.evidence(step)
-    objections = trigger.objections(change.schedule.entries[(rule.category, rule.component)], slope)
+    key, evidence = (rule.category, rule.component), trigger.evidence(step)
+    change = schedule.with_change(*key, "widen", rule.widen)
+    objections = trigger.objections(change.schedule.entries[key], slope)
     objections += [held] if held is not None else []
-    payload: dict[str, Any] = {
-        "category": rule.category,
-        "component": rule.component,
-        "op": "widen",
-        "old_pct": change.old_pct,
-        "new_pct": change.new_pct,
+    said = {
         "reason": f"{hits} of the last {evidence['n']} sessions of `{rule.category}` hold `{rule.phrase}`",
         "trigger": {"name": trigger.name, "phrase": rule.phrase, "k": rule.k, "n": rule.n, "hits": hits},
         "evidence": evidence,
-        "approval": "automatic",
-        "randomised_delay": None,
     }
-    evaluated = {
-        **payload,
-        "applied": not objections,
-        "withheld_because": "; ".join(objections) or None,
-        "gamma": None if slope is None else slope.payload(),
-    }
-    if objections:
-        return [("trigger_evaluated", evaluated)], schedule
-    trigger.applied()
-    return [("trigger_evaluated", evaluated), ("recalibration", payload)], change.schedule
+    if not objections:
+        trigger.applied()
+    return decided(schedule, key, ("widen", rule.widen), said, slope, objections)

@@ -18,11 +18,11 @@ import numpy as np
 from rewards.differential import Schedule
 from rewards.errors import ConfigError
 from rewards.leverage import Gamma
+from rewards.proposals import Event, decided
 from rewards.recent_slope import RecentSlope
 from rewards.schedule_rules import SetPointRule
 from rewards.text import fold
 
-Event = tuple[str, dict[str, Any]]
 _COUNTED = ("phrase", "category", "component", "target", "error")
 
 
@@ -91,39 +91,15 @@ class SetPoint:
             return [], schedule
         slope = self._slope.gamma(generator)
         objections = _objections(new - old, slope) + ([held] if held is not None else [])
-        change = schedule.with_change(rule.category, rule.component, "set", new)
-        payload: dict[str, Any] = {
-            "category": rule.category,
-            "component": rule.component,
-            "op": "set",
-            "old_pct": change.old_pct,
-            "new_pct": change.new_pct,
-            "reason": f"{hits} of the last {n} sessions of `{rule.category}` {self._what()}; target {rule.target:g}",
-            "trigger": {
-                "name": self.name,
-                "kind": "setpoint",
-                "phrase": rule.phrase,
-                "n": n,
-                "hits": hits,
-                "target": rule.target,
-                "error": rule.error,
-                "step": self.step,
-            },
-            "evidence": {"first_session_step": first, "step": step, "hits": hits, "n": n},
-            "approval": "automatic",
-            "randomised_delay": None,
-        }
-        evaluated = {
-            **payload,
-            "applied": not objections,
-            "withheld_because": "; ".join(objections) or None,
-            "gamma": None if slope is None else slope.payload(),
-        }
         # What was refused is not saved up: it would all come at once when the reason is gone.
         self._saved = 0.0 if objections else exact - new
-        if objections:
-            return [("trigger_evaluated", evaluated)], schedule
-        return [("trigger_evaluated", evaluated), ("recalibration", payload)], change.schedule
+        trigger = {"name": self.name, "kind": "setpoint", "phrase": rule.phrase, "n": n, "hits": hits}
+        said = {
+            "reason": f"{hits} of the last {n} sessions of `{rule.category}` {self._what()}; target {rule.target:g}",
+            "trigger": trigger | {"target": rule.target, "error": rule.error, "step": self.step},
+            "evidence": {"first_session_step": first, "step": step, "hits": hits, "n": n},
+        }
+        return decided(schedule, (rule.category, rule.component), ("set", new), said, slope, objections)
 
     def _what(self) -> str:
         return "are not compliant" if self.rule.phrase is None else f"hold `{self.rule.phrase}`"
