@@ -105,5 +105,7 @@ def test_a_ledger_is_not_made_or_written_there_and_can_be_read(folder: Path, mon
 
 def test_where_nothing_is_known_of_mounts_nothing_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filesystem, "_MOUNTS", folder / "no such file")
-    with Ledger.open(folder / "ledger", create=True) as ledger, ledger.writer("r") as writer:
-        writer.append(1, rows(0, 3))
+    with Ledger.open(folder / "ledger", create=True) as ledger:
+        with ledger.writer("r") as writer:
+            writer.append(1, rows(0, 3))
+        assert ledger.sessions("r").num_rows == 3
