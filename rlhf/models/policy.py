@@ -20,6 +20,7 @@ from rlhf.models.flat import flat_reach, narrowing, shape_step
 from rlhf.models.layout import Layout
 from rlhf.models.narrow import LastLayer
 from rlhf.models.norms import quicken_norms
+from rlhf.models.rotary import quicken_rotations
 from rlhf.ops.logprobs import PolicyOutput, gather_logprobs, position_collision, position_entropy, scatter
 from rlhf.ops.readout import read
 from rlhf.reference.policy import quiet
@@ -46,7 +47,9 @@ class Policy(nn.Module):
         self._takes_kept_places = "logits_to_keep" in arguments
         self._shortcuts: tuple[int, HeadForm | None] | None = None
         self._last_layer: LastLayer | None = None
-        quicken_norms(core)  # here, so that sampling before the first pass rounds as sampling after it
+        # Here, so that sampling before the first pass rounds as sampling after it.
+        quicken_norms(core)
+        quicken_rotations(core)
         # An embedding gives its padding row no gradient, and many models pad with their end token: it must be learned
         # where it is real. Positions that are padding are outside every mask and need no such protection.
         embeddings = core.get_input_embeddings()

@@ -20,10 +20,13 @@ from torch.autograd.function import once_differentiable
 from rlhf.models.layout import Layout
 from rlhf.ops.readout import STEP
 
-# Queries of a text's first part that are multiplied at once: twice as many or half as many took longer.
-PIECE = 192
+# Queries of a text's first part that are multiplied at once, and what numbers of queries and of keys are rounded up to.
+# A call costs about as much as such a product, so that few shapes, of which there are many texts each, are worth some
+# masked keys: half as many or twice as many took longer.
+PIECE = 128
+QUERIES, KEYS = STEP, 2 * STEP
 # How many texts of one rounded shape are multiplied in one call: few numbers, since each is a shape of its own.
-STACKS = (4, 2, 1)
+STACKS = (16, 8, 4, 3, 2, 1)
 
 
 class Text(NamedTuple):
@@ -38,7 +41,7 @@ class Text(NamedTuple):
     @property
     def shape(self) -> tuple[int, int]:
         """Rows of queries and of keys, rounded up."""
-        return _up(self.queries), _up(self.keys)
+        return _up(self.queries, QUERIES), _up(self.keys, KEYS)
 
 
 class Stack(NamedTuple):
@@ -53,14 +56,16 @@ class Stack(NamedTuple):
 class Blocks:
     """Where each (token, head) stands when the texts of a layout are blocks of (shared heads, rows, width).
 
-    Keys and values stand in one tensor, the keys first. Shapes: query_place of each of N x heads in the query blocks;
-    source of each row of keys and values in 2 x N x shared heads; place of each of 2 x N x shared heads in the block of
-    its own text.
+    Keys and values stand in one tensor, the keys first. What fills a block up is any row: nobody sees what queries of
+    it find, and no query looks at keys of it. Shapes: query_place of each of N x heads in the query blocks and
+    query_source of each of their rows; key_source of each row of keys in N x shared heads; place of each of 2 x N x
+    shared heads in the block of its own text.
     """
 
     stacks: tuple[Stack, ...]
     query_place: Tensor
-    source: Tensor
+    query_source: Tensor
+    key_source: Tensor
     place: Tensor
     query_rows: int
     key_rows: int
@@ -99,9 +104,11 @@ def _blocks(layout: Layout, heads: int, shared_heads: int) -> Blocks:
             tokens[: text.shared], tokens[text.shared : text.keys] = text.shared_begins + front, text.begins + own[:, 0]
             key_source.append((tokens * shared_heads + np.arange(shared_heads)[:, None]).ravel())
             query_rows, key_rows = query_rows + heads * long, key_rows + shared_heads * wide
-    source, place = np.concatenate(key_source), _by_token(key_place)
-    both = [np.concatenate([source, source + len(place)]), np.concatenate([place, place + key_rows])]
-    places = [torch.from_numpy(part) for part in (_by_token(query_place), *both)]
+    place, of_query = _by_token(key_place), _by_token(query_place)
+    of_row = np.zeros(query_rows, dtype=np.int64)
+    of_row[of_query] = np.arange(len(of_query))
+    both = np.concatenate([place, place + key_rows])
+    places = [torch.from_numpy(part) for part in (of_query, of_row, np.concatenate(key_source), both)]
     return Blocks(tuple(stacks), *places, query_rows=query_rows, key_rows=key_rows)
 
 
@@ -122,7 +129,7 @@ def _texts(layout: Layout) -> list[Text]:
 
 
 def _stacked(texts: list[Text]) -> list[tuple[Text, ...]]:
-    """Texts of one rounded shape, four, two or one at a time: any number of them would be a new shape to oneDNN."""
+    """Texts of one rounded shape, as many at a time as there are stacks of: else any number would be a new shape."""
     found: dict[tuple[int, int], list[Text]] = {}
     for text in texts:
         found.setdefault(text.shape, []).append(text)
@@ -142,8 +149,8 @@ def _by_token(parts: list[tuple[NDArray[np.int64], NDArray[np.int64]]]) -> NDArr
     return places[np.argsort(tokens)].ravel()
 
 
-def _up(length: int) -> int:
-    return length + -length % STEP
+def _up(length: int, step: int) -> int:
+    return length + -length % step
 
 
 @lru_cache(maxsize=64)
@@ -156,7 +163,7 @@ def _bias(queries: int, keys: int, window: int | None) -> Tensor:
     at = torch.arange(keys)
     behind = at[-queries:, None] - at
     near = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
-    bias = torch.zeros(_up(queries), _up(keys), dtype=torch.bfloat16)
+    bias = torch.zeros(_up(queries, QUERIES), _up(keys, KEYS), dtype=torch.bfloat16)
     bias[:queries, :keys].masked_fill_(~near, -torch.inf)
     bias[:, keys:] = -torch.inf
     return bias
@@ -177,38 +184,40 @@ class _Products(torch.autograd.Function):
     def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, blocks: Blocks, scale: float, window: int | None
     ) -> Tensor:
-        heads, shared = query.shape[1], key.shape[1]
-        queries = _spread(_rows(query) * scale, blocks)
-        both = torch.cat([_rows(key), _rows(value)]).index_select(0, blocks.source)
+        heads, shared, width = query.shape[1], key.shape[1], query.shape[3]
+        queries = _rows(query).index_select(0, blocks.query_source)
+        both = query.new_empty(2 * blocks.key_rows, width)
+        for part, half in zip((key, value), both.chunk(2), strict=True):
+            torch.index_select(_rows(part), 0, blocks.key_source, out=half)
         outputs, weights = torch.empty_like(queries), []
         for stack, bias in zip(blocks.stacks, blocks.biases(window), strict=True):
             q, out = (_query_view(part, stack, heads, shared) for part in (queries, outputs))
             k, v = _key_views(both, stack, shared, blocks.key_rows)
-            scores = torch.bmm(q, k.transpose(1, 2))
-            scores.view(len(bias), heads, *bias.shape[2:]).add_(bias)
-            weights.append(torch.softmax(scores, dim=-1))
+            scores = q.new_empty(*q.shape[:2], k.shape[1])
+            scores.view(len(bias), heads, *bias.shape[2:]).copy_(bias)
+            weights.append(torch.softmax(scores.baddbmm_(q, k.transpose(1, 2), alpha=scale), dim=-1))
             torch.bmm(weights[-1], v, out=out)
         ctx.save_for_backward(queries, both, *weights)
         ctx.blocks, ctx.scale, ctx.heads = blocks, scale, (heads, shared)
-        return outputs.index_select(0, blocks.query_place).view(1, -1, heads, query.shape[3])
+        return outputs.index_select(0, blocks.query_place).view(1, -1, heads, width)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         queries, both, *weights = ctx.saved_tensors
-        blocks, (heads, shared) = ctx.blocks, ctx.heads
-        upstream = _spread(grad.reshape(-1, grad.shape[3]), blocks)
+        blocks, (heads, shared), width = ctx.blocks, ctx.heads, grad.shape[3]
+        # Zero where a block is filled up, or what stands there would reach keys and values.
+        upstream = torch.zeros_like(queries).index_copy_(0, blocks.query_place, grad.reshape(-1, width))
         of_queries, of_both = torch.empty_like(queries), torch.empty_like(both)
         for stack, w in zip(blocks.stacks, weights, strict=True):
             q, g, of_q = (_query_view(part, stack, heads, shared) for part in (queries, upstream, of_queries))
             k, v = _key_views(both, stack, shared, blocks.key_rows)
             of_k, of_v = _key_views(of_both, stack, shared, blocks.key_rows)
             slope = torch._softmax_backward_data(torch.bmm(g, v.transpose(1, 2)), w, -1, w.dtype)
-            torch.bmm(slope, k, out=of_q)
-            torch.bmm(slope.transpose(1, 2), q, out=of_k)
+            torch.baddbmm(of_q, slope, k, beta=0, alpha=ctx.scale, out=of_q)
+            torch.baddbmm(of_k, slope.transpose(1, 2), q, beta=0, alpha=ctx.scale, out=of_k)
             torch.bmm(w.transpose(1, 2), g, out=of_v)
-        width = queries.shape[1]
-        of_query = of_queries.index_select(0, blocks.query_place).mul_(ctx.scale).view(1, -1, heads, width)
+        of_query = of_queries.index_select(0, blocks.query_place).view(1, -1, heads, width)
         of_key, of_value = _gathered(of_both, blocks, shared).transpose(1, 2).unsqueeze(1)
         return of_query.transpose(1, 2), of_key, of_value, None, None, None
 
@@ -218,26 +227,22 @@ def _rows(states: Tensor) -> Tensor:
     return states[0].transpose(0, 1).reshape(-1, states.shape[3])
 
 
-def _spread(rows: Tensor, blocks: Blocks) -> Tensor:
-    """Each (token, head) at its place in the query blocks, 0 where nothing stands."""
-    return rows.new_zeros(blocks.query_rows, rows.shape[1]).index_copy_(0, blocks.query_place, rows)
-
-
 def _query_view(part: Tensor, stack: Stack, heads: int, shared: int) -> Tensor:
     """A stack's block of what has the shape of queries. Shapes: returns (texts x shared, rows, width)."""
-    count = len(stack.texts)
-    rows = heads * stack.texts[0].shape[0]
-    return part.narrow(0, stack.query_block, count * rows).view(count * shared, -1, part.shape[1])
+    rows = heads // shared * stack.texts[0].shape[0]
+    return _block(part, stack.query_block, len(stack.texts) * shared, rows)
 
 
 def _key_views(both: Tensor, stack: Stack, shared: int, key_rows: int) -> tuple[Tensor, Tensor]:
     """A stack's blocks of keys and of values. Shapes: (texts x shared, rows, width)."""
-    wide, count = stack.texts[0].shape[1], len(stack.texts) * shared
-    views = [
-        both.narrow(0, first + stack.key_block, count * wide).view(count, wide, both.shape[1])
-        for first in (0, key_rows)
-    ]
-    return views[0], views[1]
+    count, rows = len(stack.texts) * shared, stack.texts[0].shape[1]
+    return _block(both, stack.key_block, count, rows), _block(both, key_rows + stack.key_block, count, rows)
+
+
+def _block(part: Tensor, first: int, count: int, rows: int) -> Tensor:
+    """From row `first` on, (count, rows, width); one call instead of the two of narrow and view."""
+    width = part.shape[1]
+    return part.as_strided((count, rows, width), (rows * width, width, 1), first * width)
 
 
 def _gathered(of_both: Tensor, blocks: Blocks, shared: int) -> Tensor:

@@ -1,11 +1,13 @@
 """From hidden states to log-probabilities through a language-model head, without logits for the whole batch.
 
-The head is applied to blocks of counted positions. A block's logits are kept for the backward pass while all kept ones
-stay below `KEEP` bytes and are computed again beyond that, so that memory does not grow with the number of tokens.
+The head is applied to blocks of counted positions. A block's probabilities, which take the place of its logits, are
+kept for the backward pass while all kept ones stay below `KEEP` bytes and are computed again beyond that, so that
+memory does not grow with the number of tokens. On a processor a block is reduced in tiles that its cache holds.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,15 +16,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, pad
 
-from rlhf.ops.logprobs import upcast
-
-# Elements of the logits that are reduced at a time (16 MiB in float32), and bytes of them that backward may find again.
+# Elements of the logits that are there at a time (16 MiB in float32), those of them that a processor reduces at a time
+# (1 MiB), and bytes that backward may find again.
 BLOCK = 1 << 22
+TILE = 1 << 18
 KEEP = 1 << 28
 # oneDNN, which multiplies half-precision matrices on a processor, prepares each new shape for about two milliseconds
 # and holds on to it: lengths are rounded up to multiples of this, so that shapes come back.
 STEP = 64
-# Rows of a block of such a head: with what is left over, four shapes for all batches.
+# Rows that a larger block of such a head is rounded up to: four shapes for all batches.
 HALF_ROWS = 4 * STEP
 
 
@@ -67,16 +69,12 @@ def read(states_XH: Tensor, head: Head, ids_X: Tensor, temperature: float = 1.0,
     """
     if not temperature > 0:
         raise ValueError(f"temperature {temperature} is not positive")
-    count = len(ids_X)
-    filling = -count % STEP if _prepares_shapes(states_XH, head.dtype) else 0
-    if filling:  # rows whose values are cut off below: their gradient is 0
-        states_XH, ids_X = pad(states_XH, (0, 0, 0, filling)), pad(ids_X, (0, filling))
     with torch.autocast(states_XH.device.type, enabled=False):
-        found = _Read.apply(  # type: ignore[no-untyped-call]
-            states_XH, head.weight_VH, head.bias_V, ids_X, head, temperature, spread
+        return Readout(
+            *_Read.apply(  # type: ignore[no-untyped-call]
+                states_XH, head.weight_VH, head.bias_V, ids_X, head, temperature, spread
+            )
         )
-    logps_X, *rest = found
-    return Readout(logps_X[:count], *(part if part is None else part[:count] for part in rest))
 
 
 class _Read(torch.autograd.Function):
@@ -92,92 +90,131 @@ class _Read(torch.autograd.Function):
         spread: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         head = Head(weight_VH.to(head.dtype), _as(bias_V, head.dtype), head.dtype, head.scale, head.softcap)
-        states_XH = states_XH.to(head.dtype)
+        rows, filling = _rows_of(states_XH, head)
+        states_XH = pad(states_XH.to(head.dtype), (0, 0, 0, filling)) if filling else states_XH.to(head.dtype)
         kept: list[Tensor | None] = []
         bytes_kept = 0
-        parts: list[list[Tensor]] = [[], [], [], []]
-        for states, ids in zip(*_blocks(states_XH, ids_X, head), strict=True):
+        found = [ids_X.new_empty(len(ids_X), dtype=_wide(head.dtype)) for _ in range(4 if spread else 2)]
+        for start, states in _blocks(states_XH, rows):
+            here = slice(start, start + rows)
             logits = head.logits(states)
             bytes_kept += logits.nbytes
             kept.append(logits if bytes_kept <= KEEP and any(ctx.needs_input_grad) else None)
-            scaled = _scaled(logits, temperature)
-            normaliser = scaled.logsumexp(dim=-1)
-            parts[0].append(normaliser)
-            parts[1].append(scaled.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - normaliser)
-            if spread:
-                entropy, collision = _spread(scaled, normaliser)
-                parts[2].append(entropy)
-                parts[3].append(collision)
-        ctx.save_for_backward(states_XH, weight_VH, bias_V, ids_X, torch.cat(parts[0]))
-        ctx.kept, ctx.temperature = kept, temperature
+            # What a soft cap does to the gradient depends on the logits, so they stay beside their probabilities.
+            _reduce(logits, ids_X[here], temperature, [part[here] for part in found], leave=bool(head.softcap))
+        ctx.save_for_backward(states_XH, weight_VH, bias_V, ids_X, *found[:2])
+        ctx.kept, ctx.temperature, ctx.rows = kept, temperature, rows
         ctx.dtype, ctx.scale, ctx.softcap = head.dtype, head.scale, head.softcap
-        rest = [torch.cat(part) if spread else None for part in parts[2:]]
-        ctx.mark_non_differentiable(*(part for part in rest if part is not None))
-        return torch.cat(parts[1]), rest[0], rest[1]
+        ctx.mark_non_differentiable(*found[2:])
+        return found[0], found[2] if spread else None, found[3] if spread else None
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_X: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        states_XH, weight_VH, bias_V, ids_X, normalisers_X = ctx.saved_tensors
+        states_XH, weight_VH, bias_V, ids_X, logps_X, normalisers_X = ctx.saved_tensors
         need_states, need_weight, need_bias = ctx.needs_input_grad[:3]
         head = Head(weight_VH.to(ctx.dtype), _as(bias_V, ctx.dtype), ctx.dtype, ctx.scale, ctx.softcap)
+        count, wide = len(ids_X), torch.promote_types(weight_VH.dtype, torch.float32)
+        # Each row's slope is (softmax - one-hot) times this, and 0 where rows were filled up.
+        by_X1 = pad(grad_X.to(logps_X.dtype) * (-ctx.scale / ctx.temperature), (0, len(states_XH) - count)).unsqueeze(1)
         grad_XH = torch.empty_like(states_XH) if need_states else None
-        wide = torch.promote_types(weight_VH.dtype, torch.float32)
-        grad_VH = torch.zeros_like(weight_VH, dtype=wide) if need_weight else None
-        grad_V = torch.zeros_like(bias_V, dtype=wide) if need_bias else None
-        start = 0
-        for states, ids, logits in zip(*_blocks(states_XH, ids_X, head), ctx.kept, strict=True):
-            here = slice(start, start + len(ids))
-            logits = head.logits(states) if logits is None else logits
-            slope = _slope(logits, ids, normalisers_X[here], grad_X[here], ctx)
-            if grad_V is not None:
-                grad_V += slope.sum(dim=0)
-            slope = slope.to(ctx.dtype)
+        grad_VH = grad_V = None
+        for (start, states), kept in zip(_blocks(states_XH, ctx.rows), ctx.kept, strict=True):
+            here = slice(start, min(start + ctx.rows, count))
+            slope = _slope(kept, head, states, ids_X[here], normalisers_X[here], logps_X[here], ctx.temperature)
+            by = by_X1[start : start + len(states)]
+            if need_bias:
+                grad_V = _plus(grad_V, torch.mv(slope.t(), by.squeeze(1).to(slope.dtype)), wide)
             if grad_XH is not None:
-                torch.mm(slope, head.weight_VH, out=grad_XH[here])
-            if grad_VH is not None:
-                _accumulate(grad_VH, slope, states)
-            start = here.stop
+                torch.mm(slope, head.weight_VH, out=grad_XH[start : start + len(states)]).mul_(by)
+            if need_weight:
+                grad_VH = _plus(grad_VH, slope.t() @ (states * by).to(slope.dtype), wide)
+        ctx.kept = [None] * len(ctx.kept)  # they are slopes now: a second backward pass makes its own
+        grad_XH = grad_XH if grad_XH is None else grad_XH[:count]
         return grad_XH, _as(grad_VH, weight_VH.dtype), _as(grad_V, weight_VH.dtype), None, None, None, None
 
 
-def _prepares_shapes(states_XH: Tensor, dtype: torch.dtype) -> bool:
-    return dtype == torch.bfloat16 and states_XH.device.type == "cpu"
-
-
-def _blocks(states_XH: Tensor, ids_X: Tensor, head: Head) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def _rows_of(states_XH: Tensor, head: Head) -> tuple[int, int]:
+    """Rows of a block, and how many rows the last one is filled up with."""
     rows = max(1, BLOCK // head.weight_VH.shape[0])
-    if _prepares_shapes(states_XH, head.dtype):
-        rows = min(HALF_ROWS, max(STEP, rows // STEP * STEP))
-    return torch.split(states_XH, rows), torch.split(ids_X, rows)
+    if head.dtype != torch.bfloat16 or states_XH.device.type != "cpu":
+        return rows, 0
+    unit = HALF_ROWS if rows >= 2 * HALF_ROWS else STEP
+    return min(max(rows // unit, 1), 4) * unit, -len(states_XH) % unit
 
 
-def _scaled(logits_XV: Tensor, temperature: float) -> Tensor:
-    return upcast(logits_XV) if temperature == 1.0 else upcast(logits_XV) / temperature
+def _blocks(states_XH: Tensor, rows: int) -> Iterator[tuple[int, Tensor]]:
+    """Where each block begins, and its states; without any rows one empty block, so that gradients are there."""
+    return zip(range(0, max(1, len(states_XH)), rows), torch.split(states_XH, rows), strict=True)
 
 
-def _slope(logits_XV: Tensor, ids_X: Tensor, normalisers_X: Tensor, grad_X: Tensor, ctx: Any) -> Tensor:
-    """Gradient with respect to W h + b: (one-hot - softmax) times what scale, soft cap and temperature do to it."""
-    grad = (grad_X.to(normalisers_X.dtype) / ctx.temperature).unsqueeze(-1)
-    slope = (_scaled(logits_XV, ctx.temperature) - normalisers_X.unsqueeze(-1)).exp_()
-    slope.mul_(-grad).scatter_add_(-1, ids_X.unsqueeze(-1), grad)
-    if ctx.softcap:
-        slope.mul_(1 - (upcast(logits_XV) / ctx.softcap).square())
-    return slope if ctx.scale == 1.0 else slope.mul_(ctx.scale)
+def _tiles(logits_XV: Tensor, count: int) -> Iterator[slice]:
+    """Rows that are reduced together, of the first `count`."""
+    rows = max(1, TILE // logits_XV.shape[1]) if logits_XV.device.type == "cpu" else max(1, count)
+    return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
-def _accumulate(grad_VH: Tensor, slope_XV: Tensor, states_XH: Tensor) -> None:
-    if slope_XV.dtype == grad_VH.dtype:
-        grad_VH.addmm_(slope_XV.t(), states_XH)
-    else:
-        grad_VH += slope_XV.t() @ states_XH
+def _reduce(logits_XV: Tensor, ids_X: Tensor, temperature: float, found: list[Tensor], *, leave: bool) -> None:
+    """What is read of a block is put into `found`; its logits become probabilities, unless it is told to leave them.
+
+    found: log-probabilities of `ids_X` and normalisers; if there are four, entropies and collisions too.
+    """
+    for here in _tiles(logits_XV, len(ids_X)):
+        tile = logits_XV[here]
+        work = _widened(tile, temperature, afresh=leave)
+        chosen_X1, top_X1 = work.gather(-1, ids_X[here].unsqueeze(-1)), work.amax(dim=-1, keepdim=True)
+        total_X1 = work.sub_(top_X1).exp_().sum(dim=-1, keepdim=True)
+        normaliser_X1 = total_X1.log().add_(top_X1)
+        found[0][here] = (chosen_X1 - normaliser_X1).squeeze(-1)
+        found[1][here] = normaliser_X1.squeeze(-1)
+        work.div_(total_X1)
+        if len(found) == 4:
+            # A token that cannot be drawn has a probability of 0 and adds nothing.
+            logs = work.clamp_min(torch.finfo(work.dtype).tiny).log_()
+            found[2][here] = logs.mul_(work).sum(dim=-1).neg_()
+            found[3][here] = work.square().sum(dim=-1).log_()
+        if not leave and work is not tile:
+            tile.copy_(work)
 
 
-def _spread(scaled_XV: Tensor, normaliser_X: Tensor) -> tuple[Tensor, Tensor]:
-    probabilities_XV = (scaled_XV - normaliser_X.unsqueeze(-1)).exp_()
-    # A token that cannot be drawn has a logit of -inf and adds nothing, where 0 * -inf would give NaN.
-    mean_X = (probabilities_XV * scaled_XV.masked_fill(scaled_XV.isneginf(), 0.0)).sum(dim=-1)
-    return normaliser_X - mean_X, probabilities_XV.square_().sum(dim=-1).log()
+def _slope(
+    kept: Tensor | None,
+    head: Head,
+    states_XH: Tensor,
+    ids_X: Tensor,
+    normalisers_X: Tensor,
+    logps_X: Tensor,
+    temperature: float,
+) -> Tensor:
+    """Gradient of -temperature * log-probability in W h + b, but for the scale; in place of what was kept."""
+    # Not with scatter_, which copies what it is given, the whole block, to be safe from overlaps.
+    row_X, taken_X = torch.arange(len(ids_X), device=ids_X.device), torch.expm1(logps_X)
+    if kept is not None and not head.softcap:
+        kept[row_X, ids_X] = taken_X.to(kept.dtype)
+        return kept
+    logits_XV = head.logits(states_XH) if kept is None else kept
+    for here in _tiles(logits_XV, len(ids_X)):
+        tile = logits_XV[here]
+        work = _widened(tile, temperature, afresh=True).sub_(normalisers_X[here].unsqueeze(-1)).exp_()
+        work[row_X[: len(work)], ids_X[here]] = taken_X[here]
+        if head.softcap:
+            work.mul_(1 - (tile.to(work.dtype) / head.softcap).square())
+        tile.copy_(work)
+    return logits_XV
+
+
+def _widened(tile: Tensor, temperature: float, *, afresh: bool) -> Tensor:
+    """Logits over temperature in at least single precision; where they are that already, in place or afresh."""
+    wide = tile.to(_wide(tile.dtype), copy=afresh)
+    return wide if temperature == 1.0 else wide.div_(temperature)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _plus(total: Tensor | None, part: Tensor, dtype: torch.dtype) -> Tensor:
+    return part.to(dtype) if total is None else total.add_(part)
 
 
 def _as(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
