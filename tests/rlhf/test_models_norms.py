@@ -92,3 +92,19 @@ def test_a_second_call_changes_nothing() -> None:
     quick = norm_of(LlamaRMSNorm)
     assert quicken_norms(quick) == 1
     assert quicken_norms(quick) == 0
+
+
+def test_under_autocast_a_norm_inside_a_layer_gives_what_a_product_would_round_it_to_and_the_last_one_does_not() -> (
+    None
+):
+    layers, x = nn.ModuleList([norm_of(LlamaRMSNorm)]), torch.randn(3, 16, generator=torch.Generator().manual_seed(7))
+    last = norm_of(LlamaRMSNorm)
+    quicken_norms(layers)
+    quicken_norms(last)
+    wanted = last(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside, outside = values_and_gradients(layers[0], x), last(x)
+    assert inside[0].dtype == torch.bfloat16
+    assert torch.equal(inside[0], wanted.bfloat16())
+    assert [part.dtype for part in inside[1:]] == [torch.float32, torch.float32]
+    assert torch.equal(outside, wanted)

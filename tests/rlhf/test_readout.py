@@ -78,6 +78,29 @@ def test_products_in_half_precision_are_summed_up_in_float32():
     assert 0 < float((found.logps_X.detach().double() - exact.detach()).abs().max()) < 0.1
 
 
+def test_half_precision_of_any_number_of_rows_has_the_gradient_of_single_precision_but_for_rounding():
+    for rows in (1, 63, 65, 300):
+        generator = torch.Generator().manual_seed(rows)
+        states = torch.randn(rows, 32, generator=generator).bfloat16().float().requires_grad_()
+        weight = (0.1 * torch.randn(50, 32, generator=generator)).bfloat16().float().requires_grad_()
+        ids, upstream = torch.randint(50, (rows,), generator=generator), torch.randn(rows, generator=generator)
+        found = []
+        for dtype in (torch.bfloat16, torch.float32):
+            logps = read(states, Head(weight, None, dtype), ids, 0.7).logps_X
+            found.append([logps, *torch.autograd.grad((logps * upstream).sum(), [states, weight])])
+        for one, two in zip(*found, strict=True):
+            assert float(((one - two).norm() / two.norm()).detach()) < 0.01
+
+
+def test_a_second_backward_pass_through_kept_probabilities_gives_the_same_gradients():
+    for softcap in (0.0, 2.0):
+        states, weight, offset, ids, upstream = case()
+        value = (read(states, Head(weight, offset, torch.float64, 1.0, softcap), ids).logps_X * upstream).sum()
+        first = torch.autograd.grad(value, [states, weight, offset], retain_graph=True)
+        for one, two in zip(first, torch.autograd.grad(value, [states, weight, offset]), strict=True):
+            torch.testing.assert_close(one, two)
+
+
 def test_a_token_that_cannot_be_drawn_adds_nothing_to_the_entropy():
     states, weight, _, _, _ = case(bias=False)
     offset = torch.zeros(V, dtype=torch.float64)
