@@ -29,8 +29,8 @@ from peer_bench.measure import LEARNING_RATES, WARM_UP, Failed, Plan, compare, l
 from peer_bench.report import print_comparison, print_lengths  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data" / "hh_harmless" / "pairs.jsonl.gz"
-# Of S twice as many in half precision: a processor prepares each shape of a matrix when it first meets it, for about two
-# milliseconds, and after 20 steps half of what it still prepares is ahead.
+# Of S twice as many in half precision: a processor prepares each shape of a matrix when it first meets it, which takes
+# about two milliseconds and is not the steady state.
 STEPS = {("S", "fp32"): 20, ("S", "bf16"): 40, ("M", "fp32"): 8, ("M", "bf16"): 8}
 LENGTHS = (128, 256, 512, 1024, 2048)
 
@@ -66,7 +66,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
     parser.add_argument("--pairs", type=int, default=8, help="pairs a step; SFT takes their chosen answers")
-    parser.add_argument("--steps", type=int, help=f"of a run, the first {WARM_UP} not counted (S: 20, in bf16 40; M: 8)")
+    parser.add_argument("--steps", type=int, help=f"of a run, the first {WARM_UP} not counted (S: 20, bf16 40; M: 8)")
     parser.add_argument("--learning-rate", type=float, help="of both sides; default: one that moves the loss")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=8192, help="lengths: tokens a step")
