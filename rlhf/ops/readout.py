@@ -99,9 +99,11 @@ class _Read(torch.autograd.Function):
             here = slice(start, start + rows)
             logits = head.logits(states)
             bytes_kept += logits.nbytes
-            kept.append(logits if bytes_kept <= KEEP and any(ctx.needs_input_grad) else None)
-            # What a soft cap does to the gradient depends on the logits, so they stay beside their probabilities.
-            _reduce(logits, ids_X[here], temperature, [part[here] for part in found], leave=bool(head.softcap))
+            again = bytes_kept <= KEEP and any(ctx.needs_input_grad)
+            kept.append(logits if again else None)
+            # What a soft cap does to the gradient depends on the logits, so they are kept then.
+            keep = ("logits" if head.softcap else "probabilities") if again else ""
+            _reduce(logits, ids_X[here], temperature, [part[here] for part in found], keep)
         ctx.save_for_backward(states_XH, weight_VH, bias_V, ids_X, *found[:2])
         ctx.kept, ctx.temperature, ctx.rows = kept, temperature, rows
         ctx.dtype, ctx.scale, ctx.softcap = head.dtype, head.scale, head.softcap
@@ -154,26 +156,28 @@ def _tiles(logits_XV: Tensor, count: int) -> Iterator[slice]:
     return (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
-def _reduce(logits_XV: Tensor, ids_X: Tensor, temperature: float, found: list[Tensor], *, leave: bool) -> None:
-    """What is read of a block is put into `found`; its logits become probabilities, unless it is told to leave them.
+def _reduce(logits_XV: Tensor, ids_X: Tensor, temperature: float, found: list[Tensor], keep: str) -> None:
+    """What is read of a block is put into `found`.
 
-    found: log-probabilities of `ids_X` and normalisers; if there are four, entropies and collisions too.
+    found: log-probabilities of `ids_X` and normalisers; if there are four, entropies and collisions too. keep: what is
+    to stand where the logits stood, `logits` or `probabilities`; else anything may.
     """
     for here in _tiles(logits_XV, len(ids_X)):
         tile = logits_XV[here]
-        work = _widened(tile, temperature, afresh=leave)
+        work = _widened(tile, temperature, afresh=keep == "logits")
         chosen_X1, top_X1 = work.gather(-1, ids_X[here].unsqueeze(-1)), work.amax(dim=-1, keepdim=True)
         total_X1 = work.sub_(top_X1).exp_().sum(dim=-1, keepdim=True)
         normaliser_X1 = total_X1.log().add_(top_X1)
         found[0][here] = (chosen_X1 - normaliser_X1).squeeze(-1)
         found[1][here] = normaliser_X1.squeeze(-1)
-        work.div_(total_X1)
+        if keep == "probabilities" or len(found) == 4:
+            work.div_(total_X1)
         if len(found) == 4:
             # A token that cannot be drawn has a probability of 0 and adds nothing.
             logs = work.clamp_min(torch.finfo(work.dtype).tiny).log_()
             found[2][here] = logs.mul_(work).sum(dim=-1).neg_()
             found[3][here] = work.square().sum(dim=-1).log_()
-        if not leave and work is not tile:
+        if keep == "probabilities" and work is not tile:
             tile.copy_(work)
 
 
