@@ -87,13 +87,13 @@ def _by_text(
     outputs = []
     for shared, rests in layout.groups:
         trunk = next(parts)
-        outputs.append(_attend_from(next(skipped), *trunk, call))
+        outputs.append(_attend_from(next(skipped), *trunk, call, layout.cache))
         front = [states[:, :, :shared] for states in trunk[1:]]
         for rest in islice(parts, len(rests) - 1):
             keys, values = (
                 (torch.cat([a, b], dim=2) for a, b in zip(front, rest[1:], strict=True)) if shared else rest[1:]
             )
-            outputs.append(_attend_from(next(skipped), rest[0], keys, values, call))
+            outputs.append(_attend_from(next(skipped), rest[0], keys, values, call, layout.cache))
     return torch.cat([output.transpose(1, 2) for output in outputs], dim=1)
 
 
@@ -109,29 +109,34 @@ def _skipped(sizes: list[int], rows_X: Tensor | None) -> list[int]:
     return skipped
 
 
-def _attend_from(skipped: int, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
+def _attend_from(
+    skipped: int, query: Tensor, key: Tensor, value: Tensor, call: _Call, biases: dict[Any, Any]
+) -> Tensor:
     """Attention of a text's queries but the first ones, whose output is 0."""
     if skipped == 0:
-        return _attend(query, key, value, call)
+        return _attend(query, key, value, call, biases)
     nothing = query.new_zeros(*query.shape[:2], skipped, value.shape[3])
     if skipped == query.shape[2]:
         return nothing
-    return torch.cat([nothing, _attend(query[:, :, skipped:], key, value, call)], dim=2)
+    return torch.cat([nothing, _attend(query[:, :, skipped:], key, value, call, biases)], dim=2)
 
 
 def _in_rows(layout: Layout, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
     """All texts at once, put back into rows: few large operations for a device that likes them."""
-    return _attend(*(layout.apart(states) for states in (query, key, value)), call)
+    return _attend(*(layout.apart(states) for states in (query, key, value)), call, layout.cache)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
-    """Causal attention of the last positions of `key`. Shapes: (B, heads, positions, width)."""
+def _attend(query: Tensor, key: Tensor, value: Tensor, call: _Call, biases: dict[Any, Any]) -> Tensor:
+    """Causal attention of the last positions of `key`. Shapes: (B, heads, positions, width).
+
+    biases: those that the layers of a batch have made so far.
+    """
     square = query.shape[2] == key.shape[2]
     near = call.window is None or key.shape[2] <= call.window
     if call.softcap is not None:
         return _by_hand(query, key, value, _causal(query, key, call.window), call)
     key, value = _for_each_head(query, key, value)
-    mask = None if square and near else _causal(query, key, call.window)
+    mask = None if square and near else _bias(query, key, call.window, biases)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=call.dropout, is_causal=mask is None, scale=call.scaling
     )
@@ -153,6 +158,16 @@ def _by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cal
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
     weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(value.dtype)
     return drop(weights, call.dropout) @ value
+
+
+def _bias(query: Tensor, key: Tensor, window: int | None, biases: dict[Any, Any]) -> Tensor:
+    """0 where a query may look, -inf elsewhere: sdpa would make it of a mask in each layer, and keep each of them."""
+    wanted = (query.shape[2], key.shape[2], window, query.dtype)
+    if wanted not in biases:
+        mask = _causal(query, key, window)
+        biases[wanted] = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    found: Tensor = biases[wanted]
+    return found
 
 
 def _causal(query: Tensor, key: Tensor, window: int | None) -> Tensor:
