@@ -20,7 +20,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from rlhf.batch import TokenBatch
-from rlhf.models.layout import Layout
+from rlhf.models.layout import Layout, causal
 from rlhf.models.narrow import LastLayer, last_layer, rows_of
 from rlhf.models.products import attend
 from rlhf.ops.readout import STEP
@@ -109,16 +109,14 @@ def _skipped(sizes: list[int], rows_X: Tensor | None) -> list[int]:
     return skipped
 
 
-def _attend_from(
-    skipped: int, query: Tensor, key: Tensor, value: Tensor, call: _Call, biases: dict[Any, Any]
-) -> Tensor:
+def _attend_from(skipped: int, query: Tensor, key: Tensor, value: Tensor, call: _Call, cache: dict[Any, Any]) -> Tensor:
     """Attention of a text's queries but the first ones, whose output is 0."""
     if skipped == 0:
-        return _attend(query, key, value, call, biases)
+        return _attend(query, key, value, call, cache)
     nothing = query.new_zeros(*query.shape[:2], skipped, value.shape[3])
     if skipped == query.shape[2]:
         return nothing
-    return torch.cat([nothing, _attend(query[:, :, skipped:], key, value, call, biases)], dim=2)
+    return torch.cat([nothing, _attend(query[:, :, skipped:], key, value, call, cache)], dim=2)
 
 
 def _in_rows(layout: Layout, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
@@ -126,17 +124,17 @@ def _in_rows(layout: Layout, query: Tensor, key: Tensor, value: Tensor, call: _C
     return _attend(*(layout.apart(states) for states in (query, key, value)), call, layout.cache)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, call: _Call, biases: dict[Any, Any]) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, call: _Call, cache: dict[Any, Any]) -> Tensor:
     """Causal attention of the last positions of `key`. Shapes: (B, heads, positions, width).
 
-    biases: those that the layers of a batch have made so far.
+    cache: what the layers of a batch have made for each other.
     """
     square = query.shape[2] == key.shape[2]
     near = call.window is None or key.shape[2] <= call.window
     if call.softcap is not None:
         return _by_hand(query, key, value, _causal(query, key, call.window), call)
     key, value = _for_each_head(query, key, value)
-    mask = None if square and near else _bias(query, key, call.window, biases)
+    mask = None if square and near else _bias(query, key, call.window, cache)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=call.dropout, is_causal=mask is None, scale=call.scaling
     )
@@ -160,21 +158,18 @@ def _by_hand(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, cal
     return drop(weights, call.dropout) @ value
 
 
-def _bias(query: Tensor, key: Tensor, window: int | None, biases: dict[Any, Any]) -> Tensor:
+def _bias(query: Tensor, key: Tensor, window: int | None, cache: dict[Any, Any]) -> Tensor:
     """0 where a query may look, -inf elsewhere: sdpa would make it of a mask in each layer, and keep each of them."""
     wanted = (query.shape[2], key.shape[2], window, query.dtype)
-    if wanted not in biases:
+    if wanted not in cache:
         mask = _causal(query, key, window)
-        biases[wanted] = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
-    found: Tensor = biases[wanted]
+        cache[wanted] = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
+    found: Tensor = cache[wanted]
     return found
 
 
 def _causal(query: Tensor, key: Tensor, window: int | None) -> Tensor:
-    """True where a query may look. Shapes: (queries, keys), the queries being the last positions."""
-    at = torch.arange(key.shape[2], device=key.device)
-    behind = at[-query.shape[2] :, None] - at
-    return (behind >= 0) if window is None else (behind >= 0) & (behind < window)
+    return causal(query.shape[2], key.shape[2], window, key.device)
 
 
 def _bool(attention_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rlhf.models.layout import Layout
+from rlhf.models.layout import Layout, causal
 from rlhf.ops.readout import STEP
 
 # Queries of a text's first part that are multiplied at once, and what numbers of queries and of keys are rounded up to.
@@ -160,11 +160,8 @@ def _bias(queries: int, keys: int, window: int | None) -> Tensor:
     Shapes: (queries, keys), the queries being the last positions. What fills the queries up may look everywhere, which
     nobody sees; what fills the keys up is seen by none.
     """
-    at = torch.arange(keys)
-    behind = at[-queries:, None] - at
-    near = (behind >= 0) if window is None else (behind >= 0) & (behind < window)
     bias = torch.zeros(_up(queries, QUERIES), _up(keys, KEYS), dtype=torch.bfloat16)
-    bias[:queries, :keys].masked_fill_(~near, -torch.inf)
+    bias[:queries, :keys].masked_fill_(~causal(queries, keys, window), -torch.inf)
     bias[:, keys:] = -torch.inf
     return bias
 
