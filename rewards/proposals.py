@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rewards.differential import Op, Schedule
+from rewards.differential import Change, Op, Schedule
 from rewards.leverage import Gamma
 
 Event = tuple[str, dict[str, Any]]
@@ -13,20 +13,21 @@ Event = tuple[str, dict[str, Any]]
 def decided(
     schedule: Schedule,
     key: tuple[str, str | None],
-    change: tuple[Op, float],
+    op: Op,
+    changed: Change,
     said: Mapping[str, Any],
     slope: Gamma | None,
     objections: Sequence[str],
 ) -> tuple[list[Event], Schedule]:
     """Every request is an event, granted or not; a granted one is a recalibration too.
 
-    key: category and component. change: op and amount. said: reason, trigger and evidence, in this order.
+    key: category and component. changed: what `op` makes of the schedule. said: reason, trigger and evidence, in this
+    order.
     """
-    changed = schedule.with_change(*key, *change)
     payload: dict[str, Any] = {
         "category": key[0],
         "component": key[1],
-        "op": change[0],
+        "op": op,
         "old_pct": changed.old_pct,
         "new_pct": changed.new_pct,
         **said,

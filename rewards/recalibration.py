@@ -215,4 +215,4 @@ def _evaluate(
     }
     if not objections:
         trigger.applied()
-    return decided(schedule, key, ("widen", rule.widen), said, slope, objections)
+    return decided(schedule, key, "widen", change, said, slope, objections)

@@ -99,7 +99,8 @@ class SetPoint:
             "trigger": trigger | {"target": rule.target, "error": rule.error, "step": self.step},
             "evidence": {"first_session_step": first, "step": step, "hits": hits, "n": n},
         }
-        return decided(schedule, (rule.category, rule.component), ("set", new), said, slope, objections)
+        key = (rule.category, rule.component)
+        return decided(schedule, key, "set", schedule.with_change(*key, "set", new), said, slope, objections)
 
     def _what(self) -> str:
         return "are not compliant" if self.rule.phrase is None else f"hold `{self.rule.phrase}`"
