@@ -20,9 +20,9 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from rlhf.batch import TokenBatch
+from rlhf.models import products, ragged
 from rlhf.models.layout import Layout, causal
 from rlhf.models.narrow import LastLayer, last_layer, rows_of
-from rlhf.models.products import attend
 from rlhf.ops.readout import STEP
 
 NAME = "rlhf_flat"
@@ -65,8 +65,10 @@ def attention(
         # Half precision by products of our own: sdpa's kernel is slower in it than in single precision.
         by_products = dtype == torch.bfloat16 and softcap is None and not call.dropout
         if by_products:
-            return attend(flat_layout, *states, call.scaling, call.window), None
+            return products.attend(flat_layout, *states, call.scaling, call.window), None
         return _by_text(flat_layout, *states, call, rows_of(module)), None
+    if ragged.suits(states[0], softcap, call.dropout):
+        return ragged.attend(flat_layout, *states, call.scaling, call.window), None
     return flat_layout.together(_in_rows(flat_layout, *states, call)), None
 
 

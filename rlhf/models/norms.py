@@ -1,4 +1,4 @@
-"""Root mean square norms in four passes over memory instead of eleven, on a processor.
+"""Root mean square norms in four passes over memory instead of eleven on a processor, in one on a GPU.
 
 transformers writes the norm out in single operations, each of which reads and writes the whole batch; that is a tenth
 of a step of a small model. A module is only replaced where a trial shows that it computes one of the two known forms.
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
+from torch.nn.functional import rms_norm
 
 from rlhf.models.flat import close
 
@@ -61,11 +62,13 @@ def quicken_norms(core: nn.Module) -> int:
 def _forward(plain: Any, eps: float, offset: float, in_layer: bool) -> Any:
     def forward(self: nn.Module, hidden_states: Tensor) -> Tensor:
         weight: Tensor = self.weight  # type: ignore[assignment]
-        if hidden_states.dtype != torch.float32 or weight.dtype != torch.float32 or hidden_states.device.type != "cpu":
+        if hidden_states.dtype != torch.float32 or weight.dtype != torch.float32:
             return plain(self, hidden_states)  # type: ignore[no-any-return]
-        scale = weight + offset if offset else weight
-        half = in_layer and torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if half else torch.float32
+        scale, device = weight + offset if offset else weight, hidden_states.device.type
+        half = in_layer and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if half else torch.float32
+        if device != "cpu":
+            return rms_norm(hidden_states, scale.shape, scale, eps).to(dtype)
         return _RootMeanSquare.apply(hidden_states, scale, eps, dtype)  # type: ignore[no-any-return, no-untyped-call]
 
     return forward

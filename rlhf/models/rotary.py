@@ -1,4 +1,4 @@
-"""Rotary positions in five passes over queries and keys instead of about twenty, on a processor.
+"""Rotary positions in five passes over queries and keys instead of about twenty.
 
 transformers writes the rotation out in single operations on tensors of two precisions, each of which is converted for
 each of them. An attention module is only given the rotation below where a trial shows that its own is that one.
@@ -90,10 +90,10 @@ def _with(plain: Any, own: Any) -> FunctionType:
 def _suits(query: Tensor, key: Tensor, cos: Tensor) -> bool:
     """Whether single precision turns whole heads here, of states in it or in what autocast would make of them."""
     dtype, width = query.dtype, query.shape[-1]
-    half = torch.is_autocast_enabled("cpu") and dtype == torch.get_autocast_dtype("cpu")
+    device = query.device.type
+    half = torch.is_autocast_enabled(device) and dtype == torch.get_autocast_dtype(device)
     return (
-        query.device.type == "cpu"
-        and cos.dtype == torch.float32
+        cos.dtype == torch.float32
         and (dtype == torch.float32 or half)
         and key.dtype == dtype
         and query.ndim == 4

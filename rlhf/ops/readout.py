@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, pad
 
-# Elements of the logits that are there at a time (16 MiB in float32), those of them that a processor reduces at a time
-# (1 MiB), and bytes that backward may find again.
+# Elements of the logits that are there at a time (16 MiB in float32; 128 on a GPU, which small blocks keep waiting),
+# those of them that a processor reduces at a time (1 MiB), and bytes that backward may find again.
 BLOCK = 1 << 22
+GPU_BLOCK = 1 << 25
 TILE = 1 << 18
 KEEP = 1 << 28
 # oneDNN, which multiplies half-precision matrices on a processor, prepares each new shape for about two milliseconds
@@ -26,6 +27,11 @@ KEEP = 1 << 28
 STEP = 64
 # Rows that a larger block of such a head is rounded up to: four shapes for all batches.
 HALF_ROWS = 4 * STEP
+
+
+def block_of(device: str) -> int:
+    """Elements of the logits that are there at a time."""
+    return BLOCK if device == "cpu" else GPU_BLOCK
 
 
 @dataclass(frozen=True)
@@ -138,8 +144,9 @@ class _Read(torch.autograd.Function):
 
 def _rows_of(states_XH: Tensor, head: Head) -> tuple[int, int]:
     """Rows of a block, and how many rows the last one is filled up with."""
-    rows = max(1, BLOCK // head.weight_VH.shape[0])
-    if head.dtype != torch.bfloat16 or states_XH.device.type != "cpu":
+    device = states_XH.device.type
+    rows = max(1, block_of(device) // head.weight_VH.shape[0])
+    if head.dtype != torch.bfloat16 or device != "cpu":
         return rows, 0
     unit = HALF_ROWS if rows >= 2 * HALF_ROWS else STEP
     return min(max(rows // unit, 1), 4) * unit, -len(states_XH) % unit

@@ -94,7 +94,13 @@ class Model:
         return max(moments, key=lambda moment: moment.total)
 
 
-def fit(few: Sequence[Trial], more: Sequence[Trial], depths: tuple[int, int, int], vocabulary: int) -> Model:
+def fit(
+    few: Sequence[Trial],
+    more: Sequence[Trial],
+    depths: tuple[int, int, int],
+    vocabulary: int,
+    device: str = "cpu",
+) -> Model:
     """few, more: trials with the first and the second number of layers; the third is what the model has.
 
     Raises: ValueError without a trial of either.
@@ -110,7 +116,7 @@ def fit(few: Sequence[Trial], more: Sequence[Trial], depths: tuple[int, int, int
     def number(value: Callable[[Trial], float]) -> float:
         return float(deep(lambda trials: np.asarray([value(min(trials, key=lambda t: t.size.tokens))]))[0])
 
-    kept, block = readout.KEEP // (4 * vocabulary), readout.BLOCK // vocabulary
+    kept, block = readout.KEEP // (4 * vocabulary), readout.block_of(device) // vocabulary
 
     def forward_features(size: Size) -> list[float]:
         return [1.0, size.tokens, size.attended, min(size.scored, kept)]

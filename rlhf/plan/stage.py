@@ -102,7 +102,7 @@ def plan_stage(planned: Planned, budget: float | None) -> StagePlan:
         vocabulary = _vocabulary(sections[low])
         on_gpu = torch.cuda.is_available() and not config.train.use_cpu
         process = 0 if on_gpu else process_bytes(folder / "ledger")
-    model = fit(trials[low], trials[high], (low, high, layers), vocabulary)
+    model = fit(trials[low], trials[high], (low, high, layers), vocabulary, "cuda" if on_gpu else "cpu")
     half = config.train.bf16 or config.model.dtype == "bfloat16"
     held = (0.0, 0.0) if on_gpu else (HELD, PREPARED if half else 0.0)
     return _told(planned, model, sizes, process, held, budget)

@@ -47,6 +47,8 @@ def prepare(run: Run, work: StageWork, found: Path | None) -> tuple[Engine, Earl
     _say_whether_it_moves(run, work, reference)
     # What is sharded must not be wrapped for DDP as well, but computes in the same precision.
     model = run.accelerator.prepare_model(module, evaluation_mode=shell is not None)
+    # Once: what evaluates or samples leaves every module in the mode in which it was.
+    model.train()
     return Engine(run.accelerator, model, optimizer, scheduler, shell), stopping, start_step
 
 

@@ -188,7 +188,6 @@ def optimizer_step(engine: Engine, work: Work, step: int, max_grad_norm: float) 
     context = work.prepare(batches)
     denominators = global_denominators(accelerator, [work.weights(batch) for batch in batches])
     engine.optimizer.zero_grad(set_to_none=True)
-    model.train()
     totals = {name: torch.zeros((), dtype=torch.float64, device=accelerator.device) for name in denominators}
     tallies: dict[str, Tally] = {}
     tokens = 0
@@ -206,7 +205,7 @@ def optimizer_step(engine: Engine, work: Work, step: int, max_grad_norm: float) 
         for name, tally in metrics.items():
             tallies[name] = tallies[name] + tally if name in tallies else tally
         tokens += int(batch.tokens.attention_BT.sum())
-    grad_norm = _clip(accelerator, model, max_grad_norm)
+    grad_norm = _clip(engine.optimizer, max_grad_norm)
     terms, metrics_out, tokens = _reduce(accelerator, totals, denominators, tallies, tokens)
     coefficients = {name: term.coefficient for name, term in sums.items()}
     loss = math.fsum(coefficients[name] * value for name, value in terms.items() if name in coefficients)
@@ -223,8 +222,8 @@ def optimizer_step(engine: Engine, work: Work, step: int, max_grad_norm: float) 
     return StepStats(step, loss, grad_norm, learning_rate, seconds, tokens, metrics_out, terms)
 
 
-def _clip(accelerator: Accelerator, model: torch.nn.Module, max_grad_norm: float) -> float:
-    parameters = [p for p in model.parameters() if p.grad is not None]
+def _clip(optimizer: torch.optim.Optimizer, max_grad_norm: float) -> float:
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     limit = max_grad_norm if max_grad_norm > 0 else math.inf
     # error_if_nonfinite stays off: a non-finite norm is recorded first, then stops the run.
     return float(full(torch.nn.utils.clip_grad_norm_(parameters, limit)))
