@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
 
 from rewards.config import Loaded, dump
@@ -27,13 +27,14 @@ from rlhf.train.record import Recorder
 
 def open_accelerator(config: StageConfig, output_dir: Path) -> Accelerator:
     """One Accelerator a stage, with gradient_accumulation_steps=1: the loop divides by global denominators itself."""
-    # Stages of a pipeline share the process and may differ in precision, which accelerate keeps in a singleton.
-    AcceleratorState._reset_state()
+    cpu = config.train.use_cpu or not torch.cuda.is_available()
+    # Stages of a pipeline share the process and may differ in precision and device; accelerate keeps both in singletons.
+    AcceleratorState._reset_state(reset_partial_state=_stands_elsewhere(cpu))
     tracker = config.tracking.report_to
     if tracker != "none" and tracker not in {str(found.value) for found in get_available_trackers()}:
         raise ConfigError(f"tracking.report_to: {tracker} is not installed; `pip install {tracker}`")
     accelerator = Accelerator(
-        cpu=config.train.use_cpu or not torch.cuda.is_available(),
+        cpu=cpu,
         mixed_precision="bf16" if config.train.bf16 else "no",
         gradient_accumulation_steps=1,
         log_with=None if tracker == "none" else tracker,
@@ -47,6 +48,14 @@ def open_accelerator(config: StageConfig, output_dir: Path) -> Accelerator:
                 f"`ACCELERATE_USE_CPU=true torchrun --nproc_per_node {wanted} experiments/train.py ...`"
             )
     return accelerator
+
+
+def _stands_elsewhere(cpu: bool) -> bool:
+    """Whether a stage before, in this process alone, was put on another kind of device."""
+    if not PartialState._shared_state:
+        return False
+    state = PartialState()
+    return state.num_processes == 1 and (state.device.type == "cpu") != cpu
 
 
 def run_stage(

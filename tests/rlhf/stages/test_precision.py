@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import PartialState
 
 from rlhf.train.checkpoint import checkpoints
 from tests.rlhf.stages.tiny_runs import live_events, live_view, run, weights
@@ -35,6 +36,14 @@ def test_compute_in_bfloat16_keeps_float32_weights_and_moments(stage: str, tmp_p
     (folder,) = checkpoints(tmp_path / "half")
     moments = torch.load(folder / "trainer" / "optimizer.pt", weights_only=True)["optimizer"]["state"]
     assert {part["exp_avg"].dtype for part in moments.values()} == {torch.float32}
+
+
+def test_a_stage_computes_where_it_is_told_whatever_the_one_before_it_did(tmp_path: Path) -> None:
+    before = PartialState(cpu=True)
+    before.device = torch.device("cuda", 0)  # as a stage on a GPU leaves it
+    assert run("sft", tmp_path / "run", steps=1) == 0
+    (event,) = live_events(tmp_path / "run", "sft", "attempt_started")
+    assert event["device"] == "cpu"
 
 
 def test_the_reference_computes_in_the_precision_of_the_policy(tmp_path: Path) -> None:

@@ -59,7 +59,10 @@ def test_a_resumed_run_reads_the_column_again(tmp_path: Path) -> None:
     assert losses(tmp_path / "whole") == losses(tmp_path / "stopped")
 
 
-def test_the_column_is_computed_in_batches_of_like_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("evaluated", "trained"), [(2, 4), (4, 2)])
+def test_the_column_is_computed_in_batches_of_like_lengths_as_large_as_any_other(
+    evaluated: int, trained: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[TokenBatch] = []
     logps = FrozenCopy.logps
 
@@ -68,7 +71,8 @@ def test_the_column_is_computed_in_batches_of_like_lengths(tmp_path: Path, monke
         return logps(self, tokens, temperature)
 
     monkeypatch.setattr(FrozenCopy, "logps", watched)
-    assert run("dpo", tmp_path / "run", *CACHED, "train.per_device_eval_batch_size=4", steps=1) == 0
+    keys = [*CACHED, f"train.per_device_eval_batch_size={evaluated}"]
+    assert run("dpo", tmp_path / "run", *keys, steps=1, batch=trained) == 0
     longest = [int(batch.attention_BT.sum(dim=1).max()) for batch in seen]
     assert longest == sorted(longest) and len(longest) == 16 and longest[0] < longest[-1]
     real = sum(int(batch.attention_BT.sum()) for batch in seen)
