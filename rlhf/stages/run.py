@@ -28,7 +28,7 @@ from rlhf.train.record import Recorder
 def open_accelerator(config: StageConfig, output_dir: Path) -> Accelerator:
     """One Accelerator a stage, with gradient_accumulation_steps=1: the loop divides by global denominators itself."""
     cpu = config.train.use_cpu or not torch.cuda.is_available()
-    # Stages of a pipeline share the process and may differ in precision and device; accelerate keeps both in singletons.
+    # Stages of a pipeline share the process and may differ in precision and device; accelerate has singletons for both.
     AcceleratorState._reset_state(reset_partial_state=_stands_elsewhere(cpu))
     tracker = config.tracking.report_to
     if tracker != "none" and tracker not in {str(found.value) for found in get_available_trackers()}:
