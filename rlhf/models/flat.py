@@ -21,7 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 from rlhf.batch import TokenBatch
 from rlhf.models import products, ragged
-from rlhf.models.layout import Layout, causal
+from rlhf.models.layout import Layout
 from rlhf.models.narrow import LastLayer, last_layer, rows_of
 from rlhf.ops.readout import STEP
 
@@ -171,7 +171,10 @@ def _bias(query: Tensor, key: Tensor, window: int | None, cache: dict[Any, Any])
 
 
 def _causal(query: Tensor, key: Tensor, window: int | None) -> Tensor:
-    return causal(query.shape[2], key.shape[2], window, key.device)
+    """True where a query may look. Shapes: (queries, keys), the queries being the last positions."""
+    at = torch.arange(key.shape[2], device=key.device)
+    behind = at[-query.shape[2] :, None] - at
+    return (behind >= 0) if window is None else (behind >= 0) & (behind < window)
 
 
 def _bool(attention_mask: Tensor | None, query: Tensor, key: Tensor) -> Tensor | None:

@@ -128,10 +128,3 @@ def _shared(ids: NDArray[np.int64], rows: list[int], places: list[NDArray[np.int
     differ = (texts != texts[0]).any(axis=0)
     shared = int(differ.argmax()) if differ.any() else limit
     return shared if shared >= least else 0
-
-
-def causal(queries: int, keys: int, window: int | None, device: torch.device | None = None) -> Tensor:
-    """True where a query may look. Shapes: (queries, keys), the queries being the last positions."""
-    at = torch.arange(keys, device=device)
-    behind = at[-queries:, None] - at
-    return (behind >= 0) if window is None else (behind >= 0) & (behind < window)

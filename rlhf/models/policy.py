@@ -20,6 +20,7 @@ from rlhf.models.flat import flat_reach, narrowing, shape_step
 from rlhf.models.layout import Layout
 from rlhf.models.narrow import LastLayer
 from rlhf.models.norms import quicken_norms
+from rlhf.models.projections import quicken_projections
 from rlhf.models.rotary import quicken_rotations
 from rlhf.ops.logprobs import PolicyOutput, gather_logprobs, position_collision, position_entropy, scatter
 from rlhf.ops.readout import read
@@ -50,6 +51,7 @@ class Policy(nn.Module):
         # Here, so that sampling before the first pass rounds as sampling after it.
         quicken_norms(core)
         quicken_rotations(core)
+        quicken_projections(core)
         # An embedding gives its padding row no gradient, and many models pad with their end token: it must be learned
         # where it is real. Positions that are padding are outside every mask and need no such protection.
         embeddings = core.get_input_embeddings()

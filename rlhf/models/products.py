@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from rlhf.models.layout import Layout, causal
+from rlhf.models.layout import Layout
 from rlhf.ops.readout import STEP
 
 # Queries of a text's first part that are multiplied at once, and what numbers of queries and of keys are rounded up to.
@@ -27,6 +27,8 @@ PIECE = 128
 QUERIES, KEYS = STEP, 2 * STEP
 # How many texts of one rounded shape are multiplied in one call: few numbers, since each is a shape of its own.
 STACKS = (16, 8, 4, 3, 2, 1)
+# Added to the score of a key that must not be seen: its weight is 0, and a row of such keys alone is still a number.
+HIDDEN = -1e30
 
 
 class Text(NamedTuple):
@@ -72,11 +74,10 @@ class Blocks:
     cache: dict[Any, tuple[Tensor, ...]] = field(default_factory=dict)
 
     def biases(self, window: int | None) -> tuple[Tensor, ...]:
-        """Of each stack, 0 where a query may look. Shapes: (texts, 1, queries, keys) each."""
+        """What is added to the scores of each stack. Shapes: (texts, 1, queries, keys) each."""
         if window not in self.cache:
             self.cache[window] = tuple(
-                torch.stack([_bias(text.queries, text.keys, window) for text in stack.texts]).unsqueeze_(1)
-                for stack in self.stacks
+                torch.stack([_bias(text, window) for text in stack.texts]).unsqueeze_(1) for stack in self.stacks
             )
         return self.cache[window]
 
@@ -153,17 +154,25 @@ def _up(length: int, step: int) -> int:
     return length + -length % step
 
 
-@lru_cache(maxsize=64)
-def _bias(queries: int, keys: int, window: int | None) -> Tensor:
-    """0 where a query may look, -inf elsewhere; both sides rounded up.
+def _bias(text: Text, window: int | None) -> Tensor:
+    """0 where a query may look, `HIDDEN` elsewhere. Shapes: those of `text.shape`.
 
-    Shapes: (queries, keys), the queries being the last positions. What fills the queries up may look everywhere, which
-    nobody sees; what fills the keys up is seen by none.
+    What fills the queries up may see anything, which nobody reads; what fills the keys up is seen by none.
     """
-    bias = torch.zeros(_up(queries, QUERIES), _up(keys, KEYS), dtype=torch.bfloat16)
-    bias[:queries, :keys].masked_fill_(~causal(queries, keys, window), -torch.inf)
-    bias[:, keys:] = -torch.inf
-    return bias
+    rows, keys = text.shape
+    behind = text.keys - text.queries
+    return _diagonals(rows, keys, window)[:, keys - behind : 2 * keys - behind]
+
+
+@lru_cache(maxsize=32)
+def _diagonals(rows: int, keys: int, window: int | None) -> Tensor:
+    """Biases of all texts of one shape: column c is key c - keys of a text whose queries are its first positions.
+
+    Shapes: (rows, 2 x keys).
+    """
+    behind = torch.arange(rows)[:, None] - (torch.arange(2 * keys) - keys)
+    hidden = behind < 0 if window is None else (behind < 0) | (behind >= window)
+    return torch.zeros(rows, 2 * keys, dtype=torch.bfloat16).masked_fill_(hidden, HIDDEN)
 
 
 def attend(
@@ -249,13 +258,15 @@ def _gathered(of_both: Tensor, blocks: Blocks, shared: int) -> Tensor:
     """
     width = of_both.shape[1]
     found = of_both.index_select(0, blocks.place).view(2, -1, shared, width)
-    halves = of_both.view(2, blocks.key_rows, width)
+    whole, half = found.stride(0), blocks.key_rows * width
     for stack in blocks.stacks:
-        wide = stack.texts[0].shape[1]
+        wide = stack.texts[0].shape[1] * width
         for number, text in enumerate(stack.texts):
             if text.shared:
-                begins = stack.key_block + number * shared * wide
-                block = halves[:, begins : begins + shared * wide].view(2, shared, wide, width)
-                target = found[:, text.shared_begins : text.shared_begins + text.shared]
-                target += block[:, :, : text.shared].transpose(1, 2)
+                # Of (keys and values, tokens, heads, width); one call each instead of six.
+                sizes = (2, text.shared, shared, width)
+                first = stack.key_block * width + number * shared * wide
+                part = of_both.as_strided(sizes, (half, width, wide, 1), first)
+                own = (whole, shared * width, width, 1)
+                found.as_strided(sizes, own, text.shared_begins * shared * width).add_(part)
     return found

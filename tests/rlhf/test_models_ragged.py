@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rlhf.models import flat, ragged
-from rlhf.models.layout import Layout, causal
+from rlhf.models.layout import Layout
 from tests.rlhf.test_models_policy import batch
 
 
@@ -33,7 +33,10 @@ def by_loop(
     texts = zip(query.split(queries), key.split(keys), value.split(keys), strict=True)
     for q, k, v in texts:
         scores = torch.einsum("qhd,khd->hqk", q, k.repeat_interleave(times, 1)) * scale
-        scores = scores.masked_fill(~causal(len(q), len(k), window), -torch.inf)
+        hidden = torch.ones(len(q), len(k)).triu(1 + len(k) - len(q)).bool()
+        if window is not None:
+            hidden |= torch.ones(len(q), len(k)).tril(len(k) - len(q) - window).bool()
+        scores = scores.masked_fill(hidden, -torch.inf)
         parts.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v.repeat_interleave(times, 1)))
     return torch.cat(parts)
 
