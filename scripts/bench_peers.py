@@ -25,13 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from peer_bench.machine import hardware  # noqa: E402
-from peer_bench.measure import LEARNING_RATES, WARM_UP, Failed, Plan, compare, lengths  # noqa: E402
+from peer_bench.measure import HALF_WARM_UP, LEARNING_RATES, WARM_UP, Failed, Plan, compare, lengths  # noqa: E402
 from peer_bench.report import print_comparison, print_lengths  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data" / "hh_harmless" / "pairs.jsonl.gz"
-# Of S twice as many in half precision: a processor prepares each shape of a matrix when it first meets it, which takes
-# about two milliseconds and is not the steady state.
-STEPS = {("S", "fp32"): 20, ("S", "bf16"): 40, ("M", "fp32"): 8, ("M", "bf16"): 8}
+STEPS = {("S", "fp32"): 20, ("S", "bf16"): 60, ("M", "fp32"): 8, ("M", "bf16"): 8}
 LENGTHS = (128, 256, 512, 1024, 2048)
 
 
@@ -66,7 +64,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3, help="runs of each side")
     parser.add_argument("--pairs", type=int, default=8, help="pairs a step; SFT takes their chosen answers")
-    parser.add_argument("--steps", type=int, help=f"of a run, the first {WARM_UP} not counted (S: 20, bf16 40; M: 8)")
+    parser.add_argument("--steps", type=int, help="of a run (S: 20, bf16 60; M: 8)")
+    parser.add_argument(
+        "--warm-up",
+        type=int,
+        help=f"first steps that are not counted ({WARM_UP}; {HALF_WARM_UP} of 60 or more in bf16)",
+    )
     parser.add_argument("--learning-rate", type=float, help="of both sides; default: one that moves the loss")
     parser.add_argument("--max-length", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=8192, help="lengths: tokens a step")
@@ -78,8 +81,13 @@ def _arguments() -> argparse.Namespace:
     if args.quick:
         args.repeats, args.no_precomputed = 1, True
     args.steps = args.steps or (6 if args.quick or args.what == "lengths" else STEPS[args.size, args.dtype])
-    if args.steps <= WARM_UP or min(args.repeats, args.pairs, args.threads) < 1:
-        parser.error(f"--steps must be above {WARM_UP}, --repeats, --pairs and --threads at least 1")
+    long = args.dtype == "bf16" and args.steps >= STEPS["S", "bf16"]
+    args.warm_up = args.warm_up or (HALF_WARM_UP if long else WARM_UP)
+    if args.steps <= args.warm_up or min(args.repeats, args.pairs, args.threads) < 1 or args.warm_up < WARM_UP:
+        parser.error(
+            f"--steps must be above --warm-up ({args.warm_up}), that at least {WARM_UP}, and --repeats, --pairs and "
+            "--threads at least 1"
+        )
     return args
 
 
@@ -113,12 +121,13 @@ def _plan(args: argparse.Namespace, cache: Path, stage: str) -> Plan:
         learning_rate=args.learning_rate or LEARNING_RATES[stage],
         data=args.data.resolve(),
         model=cache,
+        warm_up=args.warm_up,
     )
 
 
 def _shown(plan: Plan, args: argparse.Namespace) -> dict[str, Any]:
     plain = {key: value for key, value in vars(plan).items() if not isinstance(value, Path)}
-    return {**plain, "repeats": args.repeats, "warm_up": WARM_UP, "quick": args.quick}
+    return {**plain, "repeats": args.repeats, "quick": args.quick}
 
 
 def _compare(args: argparse.Namespace, cache: Path, folder: Path) -> dict[str, Any]:

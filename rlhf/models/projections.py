@@ -30,7 +30,7 @@ class _Joint(torch.autograd.Function):
         for part, weight in zip(whole.split(ctx.sizes), weights, strict=True):
             part.copy_(weight)
         ctx.save_for_backward(rows, whole)
-        ctx.given, ctx.widths = (states.shape, states.dtype), [weight.dtype for weight in weights]
+        ctx.given, ctx.dtypes = (states.shape, states.dtype), [weight.dtype for weight in weights]
         return (rows @ whole.t()).view(*states.shape[:-1], -1).split(ctx.sizes, dim=-1)
 
     @staticmethod
@@ -42,8 +42,8 @@ class _Joint(torch.autograd.Function):
         of_states = (grad @ whole).view(shape).to(dtype) if ctx.needs_input_grad[0] else None
         if not any(ctx.needs_input_grad[2:]):
             return of_states, None, *(None for _ in grads)
-        parts = zip((grad.t() @ rows).split(ctx.sizes), ctx.widths, strict=True)
-        return of_states, None, *(part.to(dtype) for part, dtype in parts)
+        parts = zip((grad.t() @ rows).split(ctx.sizes), ctx.dtypes, strict=True)
+        return of_states, None, *(part.to(own) for part, own in parts)
 
 
 def quicken_projections(core: nn.Module) -> int:

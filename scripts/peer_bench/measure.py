@@ -15,7 +15,9 @@ from typing import Any
 from peer_bench.machine import busy_seconds, children_seconds
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-WARM_UP = 2  # steps that are not counted on either side
+# Steps that are not counted on either side, and how many more of S in half precision: a processor prepares each shape of
+# a matrix when it first meets it, for two milliseconds and more, which is no steady state.
+WARM_UP, HALF_WARM_UP = 2, 20
 PARITY = 5  # first steps whose losses are compared
 LEARNING_RATES = {"sft": 1e-3, "reward": 1e-4, "dpo": 1e-4}
 
@@ -40,6 +42,7 @@ class Plan:
     data: Path
     model: Path
     length: int | None = None
+    warm_up: int = WARM_UP
 
     def spec(self, folder: Path) -> dict[str, Any]:
         """What a child is told."""
@@ -53,11 +56,16 @@ class Runs:
 
     tokens: list[int]
     found: list[dict[str, Any]] = field(default_factory=list)
+    warm_up: int = WARM_UP
 
     @property
     def rates(self) -> list[float]:
         """Effective tokens per second of each run, without its first steps."""
-        return [sum(self.tokens[WARM_UP:]) / (run["ends"][-1] - run["ends"][WARM_UP - 1]) for run in self.found]
+        return self.rates_after(self.warm_up)
+
+    def rates_after(self, steps: int) -> list[float]:
+        """The same without the first `steps` of them."""
+        return [sum(self.tokens[steps:]) / (run["ends"][-1] - run["ends"][steps - 1]) for run in self.found]
 
     @property
     def rate(self) -> float:
@@ -70,7 +78,7 @@ class Runs:
         return [
             after - before
             for run in self.found
-            for before, after in zip(run["ends"][WARM_UP - 1 :], run["ends"][WARM_UP:], strict=False)
+            for before, after in zip(run["ends"][self.warm_up - 1 :], run["ends"][self.warm_up :], strict=False)
         ]
 
     @property
@@ -152,9 +160,8 @@ def compare(plan: Plan, folder: Path, repeats: int, *, precompute: bool) -> dict
     spec = plan.spec(folder)
     case = child("case", spec, "case")
     spec |= {"tokens": case["tokens"], "digest": case["digest"]}
-    sides = {"ours": Runs(case["tokens"]), "trl": Runs(case["tokens"])}
-    if precompute:
-        sides["trl_precomputed"] = Runs(case["tokens"])
+    names = ["ours", "trl", *(["trl_precomputed"] if precompute else [])]
+    sides = {name: Runs(case["tokens"], warm_up=plan.warm_up) for name in names}
     for repeat in range(1, repeats + 1):
         for side, runs in sides.items():
             role = "ours" if side == "ours" else "peer"
@@ -173,6 +180,7 @@ def _document(case: dict[str, Any], sides: dict[str, Runs]) -> dict[str, Any]:
     ratio = {
         "steady": ours.rate / peer.rate,
         "steady_best_runs": max(ours.rates) / max(peer.rates),
+        "from_step_3": statistics.median(ours.rates_after(WARM_UP)) / statistics.median(peer.rates_after(WARM_UP)),
         "first_epoch": None if first is None else first / peer.rate,
         "peak_memory": ours.peak / peer.peak,
     }

@@ -25,6 +25,9 @@ def test_the_rate_leaves_the_first_steps_out_and_the_reference_pass_is_charged_t
     # 200 tokens in the last two steps: 4 s, 2 s, 2 s.
     assert runs.rates == [50.0, 100.0, 100.0]
     assert runs.rate == 100.0
+    later = Runs([50, 50, 80, 120], [slow, fast], warm_up=3)
+    assert later.rates == [60.0, 120.0] and later.rates_after(WARM_UP) == [50.0, 100.0]
+    assert sorted(later.step_seconds) == [1, 2]
     assert sorted(runs.step_seconds) == [1, 1, 1, 1, 2, 2]
     assert runs.peak == 7
     # One pass over all 300 tokens took a second in the median: 1 / (1 / 100 + 1 / 300) tokens a second.
