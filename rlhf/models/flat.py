@@ -21,6 +21,7 @@ from transformers.masking_utils import sdpa_mask
 
 from rlhf.batch import TokenBatch
 from rlhf.models import products, ragged
+from rlhf.models.front import LEAST, attend_behind
 from rlhf.models.layout import Layout
 from rlhf.models.narrow import LastLayer, last_layer, rows_of
 from rlhf.ops.readout import STEP
@@ -92,11 +93,21 @@ def _by_text(
         outputs.append(_attend_from(next(skipped), *trunk, call, layout.cache))
         front = [states[:, :, :shared] for states in trunk[1:]]
         for rest in islice(parts, len(rests) - 1):
-            keys, values = (
-                (torch.cat([a, b], dim=2) for a, b in zip(front, rest[1:], strict=True)) if shared else rest[1:]
-            )
-            outputs.append(_attend_from(next(skipped), rest[0], keys, values, call, layout.cache))
+            outputs.append(_attend_behind(next(skipped), *rest, front, call, layout.cache))
     return torch.cat([output.transpose(1, 2) for output in outputs], dim=1)
+
+
+def _attend_behind(
+    skipped: int, query: Tensor, key: Tensor, value: Tensor, front: list[Tensor], call: _Call, cache: dict[Any, Any]
+) -> Tensor:
+    """Attention of a text whose queries see all of `front`, keys and values of what it shares, first."""
+    shared = front[0].shape[2]
+    near = call.window is None or shared + key.shape[2] <= call.window
+    if shared >= LEAST and near and not skipped and call.softcap is None and not call.dropout:
+        return attend_behind(query, key, value, *front, call.scaling)
+    if shared:
+        key, value = (torch.cat(part, dim=2) for part in zip(front, (key, value), strict=True))
+    return _attend_from(skipped, query, key, value, call, cache)
 
 
 def _skipped(sizes: list[int], rows_X: Tensor | None) -> list[int]:

@@ -15,7 +15,7 @@ from typing import Any
 from peer_bench.machine import busy_seconds, children_seconds
 
 SCRIPTS = Path(__file__).resolve().parents[1]
-# Steps that are not counted on either side, and how many more of S in half precision: a processor prepares each shape of
+# Steps that are not counted on either side, and how many of S in half precision: a processor prepares each shape of
 # a matrix when it first meets it, for two milliseconds and more, which is no steady state.
 WARM_UP, HALF_WARM_UP = 2, 20
 PARITY = 5  # first steps whose losses are compared
