@@ -28,7 +28,7 @@ STAGES = ("sft", "reward", "dpo", "kto", "grpo")
 HALF = {"tied", "head of its own", "sliding window", "norms of queries", "sliding window and full attention"}
 
 
-def on_gpu(name: str = "tied") -> Policy:
+def on_gpu(name: str) -> Policy:
     return make_policy(CONFIGS[name](), dtype=torch.float32).eval().cuda()
 
 

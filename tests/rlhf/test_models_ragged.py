@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -69,8 +72,18 @@ def test_texts_that_share_nothing_are_given_without_a_copy_of_their_keys() -> No
     assert shared.key_K is not None and shared.key_K.tolist()[:9] == [0, 1, 2, 3, 4, 0, 1, 5, 6]
 
 
-def test_the_kernel_is_left_out_where_it_does_not_apply() -> None:
-    states = torch.zeros(1, 4, 6, 8, dtype=torch.bfloat16)
-    assert not ragged.suits(states, None, 0.0)  # not on a GPU
-    for width, dtype in ((12, torch.bfloat16), (512, torch.bfloat16), (64, torch.float32)):
-        assert not ragged.suits(torch.zeros(1, 4, 6, width, dtype=dtype), None, 0.0)
+def test_the_kernel_is_left_out_where_it_does_not_apply(monkeypatch: pytest.MonkeyPatch) -> None:
+    capability = [(9, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability[0])
+
+    def suits(*, softcap: float | None = None, dropout: float = 0.0, **changes: Any) -> bool:
+        there = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "shape": (1, 4, 6, 64)}
+        return ragged.suits(SimpleNamespace(**(there | changes)), softcap, dropout)  # type: ignore[arg-type]
+
+    assert suits() and suits(dtype=torch.float16) and suits(shape=(1, 4, 6, 256))
+    assert not suits(device=torch.device("cpu"))
+    assert not suits(dtype=torch.float32)
+    assert not suits(shape=(1, 4, 6, 12)) and not suits(shape=(1, 4, 6, 264))
+    assert not suits(softcap=30.0) and not suits(dropout=0.1)
+    capability[0] = (7, 5)
+    assert not suits()
