@@ -86,9 +86,7 @@ class DPO(Pairs):
         return replace(batch, tokens=replace(batch.tokens, rows=rows), preference_N=soft_N)
 
     def _texts(self) -> Iterator[TokenBatch]:
-        # A pass without gradients takes at least what a step takes.
-        train = self.run.config.train
-        size = max(train.per_device_eval_batch_size, train.per_device_train_batch_size)
+        size = self.reference_rows
         # Texts of about the same length share a batch: less padding, and no value depends on it.
         everything = sorted([*self.samples, *self.held_out], key=_longest)
         for j in range(0, len(everything), size):

@@ -112,7 +112,7 @@ class KTO(Offline[tokenise.Sample]):
         yield from self._cut(named)
 
     def _cut(self, named: dict[str, tokenise.Tokens]) -> Iterator[TokenBatch]:
-        names, size = list(named), self.train.per_device_eval_batch_size
+        names, size = list(named), self.reference_rows
         for j in range(0, len(names), size):
             part = names[j : j + size]
             yield collate.token_batch([named[name] for name in part], self.run.tokenizer.pad_token_id, part)

@@ -129,6 +129,12 @@ class Offline(ABC, Generic[Sample]):
             for j in range(0, len(mine), size)
         ]
 
+    @property
+    def reference_rows(self) -> int:
+        """Rows of a reference pass over all texts: without gradients it takes at least what a step takes."""
+        train = self.run.config.train
+        return max(train.per_device_eval_batch_size, train.per_device_train_batch_size)
+
     def held_out_batches(self) -> Iterator[Any]:
         """This rank's share of the held-out samples, in micro-batches."""
         size = self.run.config.train.per_device_eval_batch_size
