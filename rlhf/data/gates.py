@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rewards.errors import DataError
+from rewards.errors import ConfigError, DataError
 from rlhf.data.records import Record, Text, plain, prompt_of
 
 SHOWN = 10  # references kept per reason
@@ -132,6 +132,29 @@ def check_labels(records: Sequence[Record]) -> None:
         "without both labels nothing says which way to go; add rows of the other label"
         + (", or train on these with `rlhf sft`" if desirable else "")
     )
+
+
+def check_categories(records: Sequence[Record], named: Sequence[str], keys: str) -> Iterator[str]:
+    """That rows of each named category occur; then a line per category of the rows that none of them reaches.
+
+    keys: where the categories are named.
+    Raises: ConfigError naming the category that no row has, before any line.
+    """
+    rows: dict[str | None, list[str]] = {}
+    for record in records:
+        rows.setdefault(record.category, []).append(record.ref)
+    present = ", ".join(sorted(str(category) for category in rows if category is not None)) or "none"
+    for category in named:
+        if category not in rows:
+            raise ConfigError(f"{keys} names category `{category}`, which no row has; there are {present}")
+    return _unreached(rows, named)
+
+
+def _unreached(rows: dict[str | None, list[str]], named: Sequence[str]) -> Iterator[str]:
+    for category, refs in sorted(rows.items(), key=lambda item: str(item[0])):
+        if named and category not in named:
+            what = "rows without a category" if category is None else f"category `{category}` without a differential"
+            yield f"{what}: gain 1 ({len(refs)} rows: {', '.join(refs[:3])}{', ...' if len(refs) > 3 else ''})"
 
 
 def _fault(record: Record) -> str | None:

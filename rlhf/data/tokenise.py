@@ -11,6 +11,7 @@ template writes its own: nothing is added to a conversation.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ from rlhf.data.records import Record, is_messages
 
 _CHUNK = 2000  # rows tokenised at once: enough to keep the tokenizer's threads busy, little enough to hold in memory
 TRUNCATED = "the end is cut off at max_length"
+OTHER_LABEL = "cut off at max_length it is what an earlier row gives the other label"
 MERGED = "a token would span the end of the prompt or of an answer: the pieces are tokenised apart"
 
 
@@ -105,6 +107,7 @@ def prepare_demonstrations(
     """
     gates, tokeniser = Gates(), Tokeniser(tokenizer)
     samples: list[Sample] = []
+    full: dict[tuple[bytes, bool], bool] = {}
     for chunk in _chunks(check_records(records, gates)):
         rows = [(_demonstration(r, tokeniser, completion_only_loss, assistant_only_loss), r) for r in chunk]
         texts = [(pieces, not is_messages(r.completion)) for pieces, r in rows]
@@ -113,6 +116,8 @@ def prepare_demonstrations(
             tokens = _fit(pieces, parts, scored, max_length, record, gates)
             if tokens is not None:
                 _remark(tokens, apart, record, gates)
+                if record.label is not None and len(tokens.ids) == max_length:
+                    _compare(tokens, record, full, gates)
                 samples.append(Sample(record.row_id, tokens, record))
     return samples, _report(gates, len(samples), tokeniser)
 
@@ -121,6 +126,9 @@ def prepare_labelled(
     records: Sequence[Record], tokenizer: Any, *, max_length: int | None = None
 ) -> tuple[list[Sample], GateReport]:
     """Samples of labelled completions, of which the completion is scored; the label stays in the record.
+
+    Rows that max_length makes equal under different labels, as the sides of a pair that differ late, are noted: they
+    ask for opposite things.
 
     Raises: as prepare_demonstrations.
     """
@@ -264,3 +272,14 @@ def _remark(tokens: Tokens, apart: bool, record: Record, gates: Gates) -> None:
         gates.note(TRUNCATED, record.ref)
     if apart:
         gates.note(MERGED, record.ref)
+
+
+def _compare(tokens: Tokens, record: Record, full: dict[tuple[bytes, bool], bool], gates: Gates) -> None:
+    """Notes a labelled row that only max_length makes equal to an earlier one of the other label.
+
+    full: of the rows before that fill max_length, by digest and label, whether one of them was cut.
+    """
+    digest, label = hashlib.blake2b(tokens.ids.tobytes(), digest_size=16).digest(), bool(record.label)
+    if (digest, not label) in full and (tokens.cut or full[digest, not label]):
+        gates.note(OTHER_LABEL, record.ref)
+    full[digest, label] = full.get((digest, label), False) or tokens.cut > 0

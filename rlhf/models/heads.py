@@ -14,27 +14,27 @@ from torch import Tensor, nn
 from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch
 from rlhf.models.head_spec import HeadSpec
-from rlhf.models.policy import LANGUAGE, Policy
+from rlhf.models.policy import Policy
+from rlhf.ops.compared import Beside
 from rlhf.ops.logprobs import PolicyOutput
 from rlhf.ops.scores import conservative, ordered, unordered
 from rlhf.ops.shards import full
 
 HEAD_WEIGHTS, HEAD_CONFIG = "value_head.safetensors", "value_head.json"
 SCALAR = frozenset({"scores", "heads"})
+LANGUAGE = frozenset({"logps", "divergence"})
 _FORMAT = 2
 
 
 class RewardOutput(NamedTuple):
     """What a reward model's forward pass returns; only what was asked for is there.
 
-    Shapes: logps_BT, logits_XV, entropy_BT, collision_BT as in `PolicyOutput`; scores_B, the reported score; heads
-    (B, K, A), of a process (X, K, 1): what each head gives, with no offset; thresholds_KAC of an ordinal head.
+    Shapes: logps_BT, divergence_BT as in `PolicyOutput`; scores_B, the reported score; heads (B, K, A), of a process
+    (X, K, 1): what each head gives, with no offset; thresholds_KAC of an ordinal head.
     """
 
     logps_BT: Tensor | None = None
-    logits_XV: Tensor | None = None
-    entropy_BT: Tensor | None = None
-    collision_BT: Tensor | None = None
+    divergence_BT: Tensor | None = None
     scores_B: Tensor | None = None
     heads: Tensor | None = None
     thresholds_KAC: Tensor | None = None
@@ -80,19 +80,23 @@ class RewardModel(Policy):
         self.fitted: Tensor
 
     def forward(
-        self, tokens: TokenBatch, need: frozenset[str] = frozenset({"scores"}), temperature: float = 1.0
+        self,
+        tokens: TokenBatch,
+        need: frozenset[str] = frozenset({"scores"}),
+        temperature: float = 1.0,
+        beside: Beside | None = None,
     ) -> RewardOutput:
-        """What `need` names of: scores, heads, and a policy's outputs from the kept language-model head.
+        """What `need` names of: scores, heads, and from the kept language-model head logps and divergence.
 
         A process head reads the tokens of `tokens.mask_BT`, the steps' last ones. One pass of the backbone gives all;
         the language-model head is not run for scores.
         """
         self._check(need, LANGUAGE | SCALAR)
-        language = need - SCALAR
+        language = need & LANGUAGE
         scored = bool(need & SCALAR)
         encoded = self._encode(tokens, language=bool(language), last=scored and self.spec.kind != "process")
-        said = self._language(encoded, language, temperature) if language else PolicyOutput()
-        output = RewardOutput(said.logps_BT, said.logits_XV, said.entropy_BT, said.collision_BT)
+        said = self._language(encoded, language, temperature, beside) if language else PolicyOutput()
+        output = RewardOutput(said.logps_BT, said.divergence_BT)
         if not scored:
             return output
         states = encoded.at(tokens.mask_BT) if self.spec.kind == "process" else encoded.last()

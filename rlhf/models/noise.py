@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from rlhf.batch import TokenBatch
 
@@ -52,9 +53,11 @@ class EmbeddingNoise:
         given, flat_N = args[0], tokens.ids_BT[tokens.attention_BT]
         if given.shape == tokens.ids_BT.shape and output.shape[:-1] == given.shape and len(flat_N) != given.numel():
             return output + torch.zeros_like(output).masked_scatter(tokens.attention_BT.unsqueeze(-1), noise_NH)
-        if given.numel() != len(flat_N) or not torch.equal(given.flatten(), flat_N):
+        # A flat batch may be filled up at its end, where nobody reads: see `Layout.of`.
+        filling = given.numel() - len(flat_N)
+        if filling < 0 or not torch.equal(given.flatten()[: len(flat_N)], flat_N):
             raise ValueError("the embedded tokens are not those of the batch, row after row: their noise is not known")
-        return output + noise_NH.view(output.shape)
+        return output + pad(noise_NH, (0, 0, 0, filling)).view(output.shape)
 
     def _noise(self, tokens: TokenBatch, step: int, width: int) -> Tensor:
         """The noise of all real tokens, row after row; float32, from the CPU's generator on every device."""

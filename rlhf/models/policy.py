@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch
@@ -22,6 +23,7 @@ from rlhf.models.narrow import LastLayer
 from rlhf.models.norms import quicken_norms
 from rlhf.models.projections import quicken_projections
 from rlhf.models.rotary import quicken_rotations
+from rlhf.ops.compared import Beside, Distributions, compare
 from rlhf.ops.logprobs import PolicyOutput, gather_logprobs, position_collision, position_entropy, scatter
 from rlhf.ops.readout import read
 from rlhf.reference.policy import quiet
@@ -29,7 +31,7 @@ from rlhf.reference.policy import quiet
 BASE_FOLDER = "base"
 ADAPTER_FILE = "adapter_model.safetensors"
 _log = logging.getLogger(__name__)
-LANGUAGE = frozenset({"logps", "logits", "entropy", "collision"})
+LANGUAGE = frozenset({"logps", "entropy", "collision", "divergence", "distributions"})
 
 
 class Policy(nn.Module):
@@ -78,16 +80,21 @@ class Policy(nn.Module):
         return hasattr(self.model, "peft_config")
 
     def forward(
-        self, tokens: TokenBatch, need: frozenset[str] = frozenset({"logps"}), temperature: float = 1.0
+        self,
+        tokens: TokenBatch,
+        need: frozenset[str] = frozenset({"logps"}),
+        temperature: float = 1.0,
+        beside: Beside | None = None,
     ) -> PolicyOutput:
-        """What `need` names of: logps, logits, entropy, collision. The others are None.
+        """What `need` names of: logps, entropy, collision, divergence, distributions. The others are None.
 
-        Shapes: logps_BT, entropy_BT, collision_BT, 0 outside `tokens.mask_BT`, the last two without a gradient;
-        logits_XV of the counted tokens in row order; index t speaks of token t.
-        Units: nats; all but the logits are those of softmax(logits / temperature), logits as the model gives them.
+        Shapes: logps_BT, entropy_BT, collision_BT, divergence_BT, 0 outside `tokens.mask_BT`; index t speaks of token
+        t; distributions of the counted tokens in row order, not beside others. Only logps and the divergence, which is
+        that from `beside`, have a gradient. No logits of a whole batch are made where the head can be applied alone.
+        Units: nats, of softmax(logits / temperature); distributions are the model's.
         """
         self._check(need, LANGUAGE)
-        return self._language(self._encode(tokens, language=True), need, temperature)
+        return self._language(self._encode(tokens, language=True), need, temperature, beside)
 
     def _encode(self, tokens: TokenBatch, *, language: bool = False, last: bool = False) -> Encoded:
         """One pass of the backbone; with `language`, logits come with it where the head cannot be applied alone.
@@ -141,24 +148,31 @@ class Policy(nn.Module):
         """What the number of rows of this pass's matrices should be a multiple of."""
         return shape_step(self.device.type, compute_dtype(self.model))
 
-    def _language(self, encoded: Encoded, need: frozenset[str], temperature: float) -> PolicyOutput:
+    def _language(
+        self, encoded: Encoded, need: frozenset[str], temperature: float, beside: Beside | None = None
+    ) -> PolicyOutput:
         """What the language-model head says of the counted tokens."""
+        if ("divergence" in need) != (beside is not None):
+            raise ValueError("a divergence is one from `beside`, which is given where it is asked for and only there")
         form, mask_BT = self.shortcuts()[1], encoded.tokens.mask_BT
         ids_X = encoded.tokens.ids_BT[mask_BT]
-        logits_XV = encoded.logits_XV
-        if logits_XV is None:
-            assert form is not None
-            head = form.of(self._core())
-            if "logits" not in need:
-                found = read(encoded.counted(), head, ids_X, temperature, spread=bool(need & {"entropy", "collision"}))
-                return _placed(need, mask_BT, *found)
-            logits_XV = head.logits(encoded.counted())
+        logits_XV, spread = encoded.logits_XV, bool(need & {"entropy", "collision"})
+        head = form.of(self._core()) if form is not None and logits_XV is None else None
+        if "distributions" in need or beside is not None:
+            own = Distributions(encoded.counted(), head, logits_XV)
+            if beside is None:
+                # The parts of a sharded model let go of their whole weights after the pass.
+                return PolicyOutput(distributions=own.detached(copied=isinstance(self, FSDPModule)))
+            divergence_X, *rest = compare(own, beside, ids_X, temperature, logps="logps" in need, spread=spread)
+            return _placed(need, mask_BT, *rest)._replace(divergence_BT=scatter(divergence_X, mask_BT))
+        if head is not None:
+            return _placed(need, mask_BT, *read(encoded.counted(), head, ids_X, temperature, spread=spread))
+        assert logits_XV is not None
         logps_X = gather_logprobs(logits_XV, ids_X, temperature) if "logps" in need else None
         with torch.no_grad():
             entropy_X = position_entropy(logits_XV, temperature) if "entropy" in need else None
             collision_X = position_collision(logits_XV, temperature) if "collision" in need else None
-        placed = _placed(need, mask_BT, logps_X, entropy_X, collision_X)
-        return placed._replace(logits_XV=logits_XV) if "logits" in need else placed
+        return _placed(need, mask_BT, logps_X, entropy_X, collision_X)
 
     def shortcuts(self) -> tuple[int, HeadForm | None]:
         """How long flat rows may be, and how the head makes logits; found out once per attention implementation."""

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from torch import Tensor
 
 from rlhf.ops.masked import masked_fill
-from rlhf.reference import divergence
 
 
 def nll(logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
@@ -31,17 +30,4 @@ def dft(logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
     return -counted_BT * counted_BT.detach().exp()
 
 
-def forward_kl(policy_logits_XV: Tensor, ref_logits_XV: Tensor, mask_BT: Tensor) -> Tensor:
-    """KL(reference || policy) at each demonstrated token, over the full vocabulary.
-
-    Added to `nll` with coefficient lambda, its minimiser in one context is the mixture
-    (p_data + lambda * p_reference) / (1 + lambda): the constraint is worth lambda demonstrations written by the
-    reference.
-
-    Shapes: logits of the counted tokens in row order; returns kl_BT, 0 where the mask is False. Units: nats.
-    Source: distillation with soft targets, Hinton et al. 2015 (1503.02531), without a temperature.
-    """
-    return divergence.forward_kl(policy_logits_XV, ref_logits_XV, mask_BT)
-
-
-OBJECTIVES: dict[str, Callable[..., Tensor]] = {"nll": nll, "dft": dft, "forward_kl": forward_kl}
+OBJECTIVES: dict[str, Callable[..., Tensor]] = {"nll": nll, "dft": dft}

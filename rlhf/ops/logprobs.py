@@ -7,11 +7,14 @@ float64 stays float64. All values are in nats.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+if TYPE_CHECKING:
+    from rlhf.ops.compared import Distributions
 
 # Elements of the (positions, vocabulary) block that is reduced at a time: 16 MiB in float32, little beside the logits.
 BLOCK = 1 << 22
@@ -20,16 +23,17 @@ BLOCK = 1 << 22
 class PolicyOutput(NamedTuple):
     """What a policy's forward pass returns; only what was asked for is there.
 
-    Shapes: logps_BT log-probability of each counted token; logits_XV of the counted tokens, in row order; scores_B from
-    the scalar head; entropy_BT of the distribution that each counted token was drawn from, and collision_BT the log of
-    the sum of its squared probabilities.
+    Shapes: logps_BT log-probability of each counted token; scores_B from the scalar head; entropy_BT of the
+    distribution that each counted token was drawn from, and collision_BT the log of the sum of its squared
+    probabilities; divergence_BT of it from another's; distributions themselves, in row order.
     """
 
     logps_BT: Tensor | None = None
-    logits_XV: Tensor | None = None
     scores_B: Tensor | None = None
     entropy_BT: Tensor | None = None
     collision_BT: Tensor | None = None
+    divergence_BT: Tensor | None = None
+    distributions: Distributions | None = None
 
 
 def aligned(logits_BTV: Tensor) -> Tensor:

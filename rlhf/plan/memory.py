@@ -100,8 +100,11 @@ def fit(
     depths: tuple[int, int, int],
     vocabulary: int,
     device: str = "cpu",
+    logit_bytes: int = 4,
 ) -> Model:
     """few, more: trials with the first and the second number of layers; the third is what the model has.
+
+    logit_bytes: of one logit, which are kept up to a number of bytes.
 
     Raises: ValueError without a trial of either.
     """
@@ -116,7 +119,7 @@ def fit(
     def number(value: Callable[[Trial], float]) -> float:
         return float(deep(lambda trials: np.asarray([value(min(trials, key=lambda t: t.size.tokens))]))[0])
 
-    kept, block = readout.KEEP // (4 * vocabulary), readout.block_of(device) // vocabulary
+    kept, block = readout.KEEP // (logit_bytes * vocabulary), readout.block_of(device) // vocabulary
 
     def forward_features(size: Size) -> list[float]:
         return [1.0, size.tokens, size.attended, min(size.scored, kept)]

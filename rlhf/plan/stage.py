@@ -21,6 +21,7 @@ from rlhf.plan.sizes import Size, completions, micro_batches, size_of
 from rlhf.plan.trial import Trial, open_work, run_trial, with_values
 from rlhf.stages.inputs import Inputs, read_inputs
 from rlhf.stages.offline import Offline
+from rlhf.train.optim import total_steps
 
 # What is enough to see the largest batch of a run; more rows than this are a sample of their beginning.
 MOST_ROWS = 4_000
@@ -102,8 +103,9 @@ def plan_stage(planned: Planned, budget: float | None) -> StagePlan:
         vocabulary = _vocabulary(sections[low])
         on_gpu = torch.cuda.is_available() and not config.train.use_cpu
         process = 0 if on_gpu else process_bytes(folder / "ledger")
-    model = fit(trials[low], trials[high], (low, high, layers), vocabulary, "cuda" if on_gpu else "cpu")
     half = config.train.bf16 or config.model.dtype == "bfloat16"
+    where = "cuda" if on_gpu else "cpu"
+    model = fit(trials[low], trials[high], (low, high, layers), vocabulary, where, 2 if half else 4)
     held = (0.0, 0.0) if on_gpu else (HELD, PREPARED if half else 0.0)
     return _told(planned, model, sizes, process, held, budget)
 
@@ -186,7 +188,9 @@ def _sizes(stage: str, loaded: Loaded[Any], inputs: Inputs, folder: Path) -> _Si
         run.loaded = with_values(loaded, {"train": {"per_device_train_batch_size": batch}})
         order = work.make_order()
         accumulated = train.gradient_accumulation_steps
-        steps = min(work.total_steps, MOST_STEPS // batch + 1, 2 + 2 * order.units // (batch * accumulated))
+        # Of a run with this batch: with smaller ones there are more steps, and more chances of a large one.
+        every = total_steps(train, order.units, batch * accumulated)
+        steps = min(every, MOST_STEPS // batch + 1, 2 + 2 * order.units // (batch * accumulated))
         found = micro_batches(order, rows, steps, batch, accumulated)
         return [size.padded() for size in found] if padded else found
 

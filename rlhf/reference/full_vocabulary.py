@@ -54,7 +54,11 @@ def reverse_kl(policy_logits_XV: Tensor, ref_logits_XV: Tensor, mask_BT: Tensor,
 def forward_kl(policy_logits_XV: Tensor, ref_logits_XV: Tensor, mask_BT: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(reference || policy) of softmax(logits / temperature) at each counted token.
 
+    Added to the likelihood of demonstrations with coefficient lambda, its minimiser in one context is the mixture
+    (p_data + lambda * p_reference) / (1 + lambda): worth lambda demonstrations written by the reference.
+
     Shapes: see `reverse_kl`. Units: nats. Raises: ValueError when logits and mask do not belong together.
+    Source: distillation with soft targets, Hinton et al. 2015 (1503.02531), without a temperature.
     """
     return _placed(_FORWARD, policy_logits_XV, ref_logits_XV, mask_BT, temperature)
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch
+from rlhf.ops.compared import Distributions
 from rlhf.ops.logprobs import PolicyOutput
 
 Context = Callable[[], AbstractContextManager[Any]]
@@ -44,8 +45,8 @@ class Reference(Protocol):
         Shapes: returns logps_BT; what stands outside `tokens.mask_BT` has no meaning.
         """
 
-    def logits(self, tokens: TokenBatch) -> Tensor:
-        """Logits of the counted tokens in row order, without gradient. Shapes: returns logits_XV.
+    def distributions(self, tokens: TokenBatch) -> Distributions:
+        """What a policy is compared with at the counted tokens, in row order, without gradient.
 
         Raises: ConfigError when the source keeps no distributions.
         """
@@ -110,11 +111,11 @@ class _Live(Identified):
         assert logps_BT is not None
         return logps_BT
 
-    def logits(self, tokens: TokenBatch) -> Tensor:
-        """See `Reference.logits`."""
-        logits_XV = self._output(tokens, "logits", 1.0).logits_XV
-        assert logits_XV is not None
-        return logits_XV
+    def distributions(self, tokens: TokenBatch) -> Distributions:
+        """See `Reference.distributions`."""
+        found = self._output(tokens, "distributions", 1.0).distributions
+        assert found is not None
+        return found
 
     def _output(self, tokens: TokenBatch, need: str, temperature: float) -> PolicyOutput:
         with quiet(self.policy), self._context():

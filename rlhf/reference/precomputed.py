@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rewards.errors import ConfigError, DataError
 from rlhf.batch import TokenBatch
+from rlhf.ops.compared import Distributions
 from rlhf.reference.policy import Identified, Reference
 
 
@@ -94,11 +95,11 @@ class Precomputed(Identified):
         values_X = torch.cat([self.columns[row] for row in tokens.rows]).to(tokens.mask_BT.device)
         return values_X.new_zeros(tokens.mask_BT.shape).masked_scatter(tokens.mask_BT, values_X)
 
-    def logits(self, tokens: TokenBatch) -> Tensor:
+    def distributions(self, tokens: TokenBatch) -> Distributions:
         """Raises: ConfigError, always: one number per token is kept, no distribution."""
         raise ConfigError(
             "reference.source precomputed keeps one log-probability per token; a divergence over the full vocabulary "
-            "needs logits: use reference.source=frozen or adapter_off"
+            "needs distributions: use reference.source=frozen or adapter_off"
         )
 
     @classmethod

@@ -13,6 +13,7 @@ from rlhf.batch import RolloutBatch, TokenBatch, to_device
 from rlhf.config import GRPOConfig
 from rlhf.data import tokenise
 from rlhf.objectives.policy_gradient import OBJECTIVES, denominator, token_weights
+from rlhf.ops.compared import Beside
 from rlhf.ops.masked import sequence_sum
 from rlhf.reference.divergence import divergence, kl_penalty, reward_penalty
 from rlhf.reference.policy import FrozenCopy, Reference, quiet
@@ -179,13 +180,13 @@ class GRPO:
         train, tokens = self.config.train, batch.tokens
         mask_BT = tokens.mask_BT
         # Before the policy's pass, whose weights a reference may borrow for its own.
-        ref_logits_XV = self.reference.logits(tokens) if self.reference is not None and self.coefficient.full else None
-        need = {"logps", "entropy"} | ({"logits"} if ref_logits_XV is not None else set())
-        output = model(tokens, need=frozenset(need), temperature=train.temperature)
-        full_BT: Tensor | None = None
-        if ref_logits_XV is not None:
+        beside: Beside | None = None
+        if self.reference is not None and self.coefficient.full:
             measure = divergence(self.kl.divergence, self.kl.alpha)
-            full_BT = measure(output.logits_XV, ref_logits_XV, mask_BT, train.temperature)
+            beside = Beside(self.reference.distributions(tokens), measure)
+        need = {"logps", "entropy"} | ({"divergence"} if beside is not None else set())
+        output = model(tokens, need=frozenset(need), temperature=train.temperature, beside=beside)
+        full_BT: Tensor | None = output.divergence_BT
         surrogate = OBJECTIVES[train.loss_type](
             output.logps_BT,
             batch.advantages_B,

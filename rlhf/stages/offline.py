@@ -14,7 +14,7 @@ from rewards.differential import Schedule
 from rewards.errors import ConfigError, DataError
 from rewards.trajectory import TrajectoryIndex
 from rlhf.batch import to_device
-from rlhf.data.gates import GateReport
+from rlhf.data.gates import GateReport, check_categories
 from rlhf.data.mixture import EpochOrder
 from rlhf.data.packing import PackedOrder
 from rlhf.data.records import Record, plain, prompt_of
@@ -56,7 +56,8 @@ class Offline(ABC, Generic[Sample]):
         self.records: dict[str, Record] = {r.row_id: r for r in (*run.inputs.held_out, *run.inputs.train)}
         self.schedule = Schedule.from_gains(run.config.reward)
         self.trajectory = TrajectoryIndex()
-        self._check_categories()
+        named = [category for category, _ in self.schedule.entries]
+        run.say(check_categories(run.inputs.train, named, "reward.differentials"))
         train = run.config.train
         if train.eval_strategy != "no" and not self.held_out:
             raise ConfigError(
@@ -73,28 +74,6 @@ class Offline(ABC, Generic[Sample]):
     def make_order(self) -> EpochOrder | PackedOrder:
         """Which rows a step takes."""
         return EpochOrder(len(self.samples), self.run.global_batch, self.run.config.train.seed)
-
-    def _check_categories(self) -> None:
-        present = {record.category for record in self.run.inputs.train}
-        for category, _ in self.schedule.entries:
-            if category not in present:
-                raise ConfigError(
-                    f"reward.differentials names category `{category}`, which no row has; there are "
-                    f"{', '.join(sorted(str(c) for c in present if c is not None)) or 'none'}"
-                )
-        if self.schedule.entries:
-            self.run.say(self._without_differential())
-
-    def _without_differential(self) -> Iterator[str]:
-        """Where differentials are set: the rows that none of them reaches, by category."""
-        named = {category for category, _ in self.schedule.entries}
-        rows: dict[str | None, list[str]] = {}
-        for record in self.run.inputs.train:
-            if record.category not in named:
-                rows.setdefault(record.category, []).append(record.ref)
-        for category, refs in sorted(rows.items(), key=lambda item: str(item[0])):
-            what = "rows without a category" if category is None else f"category `{category}` without a differential"
-            yield f"{what}: gain 1 ({len(refs)} rows: {', '.join(refs[:3])}{', ...' if len(refs) > 3 else ''})"
 
     def gain(self, record: Record) -> float:
         """1 + d of the record's category."""

@@ -18,6 +18,8 @@ from rlhf.evaluation.answers import answer, sample_seed
 from rlhf.models.heads import RewardOutput
 from rlhf.objectives import OBJECTIVES
 from rlhf.objectives.preference import pair_margin
+from rlhf.ops.compared import Beside
+from rlhf.reference.divergence import forward_kl
 from rlhf.reference.policy import Reference, quiet
 from rlhf.stages.constraint import open_reference, tokenizer_digest
 from rlhf.stages.pairs import Pairs
@@ -120,14 +122,17 @@ class RewardPairs(Pairs):
     def step(self, model: torch.nn.Module, batch: PairBatch, context: None) -> tuple[dict[str, Sum], dict[str, Tally]]:
         """Bradley-Terry loss, centring penalty, regulariser."""
         need = {"heads"} | ({"logps"} if self.regularizer == "grm_sft" else set())
-        need |= {"logits"} if self.regularizer == "kl_ref" else set()
         n = batch.pairs
         tokens = batch.tokens
         if self.regularizer is not None:
             # Only chosen texts are written by the language-model head; what is not counted is not computed.
             rows_B1 = torch.arange(tokens.size, device=tokens.mask_BT.device).unsqueeze(1)
             tokens = replace(tokens, mask_BT=tokens.mask_BT & (rows_B1 < n))
-        output: RewardOutput = model(tokens, need=frozenset(need))
+        beside: Beside | None = None
+        if self.reference is not None:
+            other = self.reference.distributions(tokens.select(0, n))
+            beside, need = Beside(other, forward_kl), need | {"divergence"}
+        output: RewardOutput = model(tokens, need=frozenset(need), beside=beside)
         z_N, z_NK = self._margins(output, batch)
         scores_B = self.model.score(_heads(output), None, tokens.mask_BT)
         loss_NK = self._losses(z_NK, batch)
@@ -143,7 +148,7 @@ class RewardPairs(Pairs):
             sums["centering"] = Sum(penalty_N.sum(), self.train.center_rewards_coefficient)
             metrics["centering"] = tally(penalty_N)
         if self.regularizer is not None:
-            sums[self.regularizer] = Sum(self._regularised(batch, output), self.train.rm_regularizer_weight)
+            sums[self.regularizer] = Sum(_regularised(output, tokens.mask_BT), self.train.rm_regularizer_weight)
         if z_NK.shape[1] == 1:
             self.note_pairs(batch, z_N)
         else:
@@ -163,18 +168,6 @@ class RewardPairs(Pairs):
         gains_N1, margins_N1 = batch.gain_N.unsqueeze(1), batch.margin_N.unsqueeze(1)
         loss_NK: Tensor = OBJECTIVES["bradley_terry"](z_NK, margins_N1, gains_N1, self.train.label_noise, soft_N1)
         return loss_NK
-
-    def _regularised(self, batch: PairBatch, output: RewardOutput) -> Tensor:
-        n = batch.pairs
-        chosen = batch.tokens.select(0, n)
-        found: Tensor
-        if self.regularizer == "grm_sft":
-            assert output.logps_BT is not None
-            found = OBJECTIVES["nll"](output.logps_BT[:n], chosen.mask_BT)
-        else:
-            assert self.reference is not None
-            found = OBJECTIVES["forward_kl"](output.logits_XV, self.reference.logits(chosen), chosen.mask_BT)
-        return found.sum()
 
     def measure(self, batch: PairBatch) -> dict[str, Tally]:
         """Held-out loss, accuracy and margin."""
@@ -210,6 +203,14 @@ class RewardPairs(Pairs):
 def _heads(output: RewardOutput) -> Tensor:
     assert output.heads is not None
     return output.heads
+
+
+def _regularised(output: RewardOutput, mask_BT: Tensor) -> Tensor:
+    """Sum over the counted tokens of the chosen texts: how unlikely they are, or how far from the reference."""
+    if output.divergence_BT is not None:
+        return output.divergence_BT.sum()
+    found: Tensor = OBJECTIVES["nll"](output.logps_BT, mask_BT)
+    return found.sum()
 
 
 def _prompt_only(record: Record) -> Record:

@@ -11,11 +11,11 @@ import numpy as np
 from accelerate.utils import broadcast_object_list, gather_object
 
 from rewards.compose import Component, Composer, RewardFault
-from rewards.errors import ConfigError
 from rewards.functions import resolve
 from rewards.pivots import Pivot, measure_pivots
 from rewards.signal import RewardSignal, Session, StepSignal
 from rlhf.config import GRPOConfig
+from rlhf.data.gates import check_categories
 from rlhf.data.mixture import Mixture
 from rlhf.data.tokenise import PromptSample
 from rlhf.evaluation.answers import Answer, Judged, answer, judge, prompt_text, sample_seed
@@ -76,18 +76,10 @@ class Sampler:
             self.classifier = resolve(self.section.classifier)
         self.mixture = Mixture([s.record.category for s in samples], config.data.mixture, config.train.seed)
         self.signal = RewardSignal(self.section, self.composer.scorers, config.train.scale_rewards, config.train.seed)
-        self._check_categories()
+        named = [category for category, _ in self.signal.schedule.entries]
+        run.say(check_categories([s.record for s in samples], named, "reward.differentials or reward.triggers"))
         self.groups = run.global_batch // self.train.num_generations
         self.unjudged: tuple[list[Answer], list[str], list[list[Component]]] = ([], [], [])
-
-    def _check_categories(self) -> None:
-        present = sorted({str(s.record.category) for s in self.samples if s.record.category is not None})
-        for category, _ in self.signal.schedule.entries:
-            if category not in present:
-                raise ConfigError(
-                    f"reward.differentials or reward.triggers names category `{category}`, which no prompt has; there "
-                    f"are {', '.join(present) or 'none'}"
-                )
 
     def reseed(self, seed: int) -> None:
         """Other prompts and samples from the next rollout on; rows, pivots and evaluations keep the run's seed."""

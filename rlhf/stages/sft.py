@@ -17,7 +17,8 @@ from rlhf.data.packing import PackedOrder
 from rlhf.data.records import rows_of
 from rlhf.models.noise import EmbeddingNoise
 from rlhf.objectives import OBJECTIVES
-from rlhf.ops.logprobs import gather_logprobs, scatter
+from rlhf.ops.compared import Beside
+from rlhf.ops.logprobs import scatter
 from rlhf.ops.masked import sequence_sum
 from rlhf.reference.divergence import divergence
 from rlhf.reference.policy import Reference
@@ -88,19 +89,22 @@ class SFT(Offline[tokenise.Sample]):
     ) -> tuple[dict[str, Sum], dict[str, Tally]]:
         """Weighted negative log-likelihood, and the divergence from the reference."""
         tokens, mask_BT = batch.tokens, batch.tokens.mask_BT
-        need = frozenset({"logps", "logits"} if self.reference is not None else {"logps"})
+        beside: Beside | None = None
+        if self.reference is not None:
+            # Before the policy's pass, as everywhere: a reference may borrow the policy's weights for its own.
+            measure = divergence(self.kl.divergence, self.kl.alpha)
+            beside = Beside(self.reference.distributions(tokens), measure)
+        need = frozenset({"logps"} if beside is None else {"logps", "divergence"})
         with self.noise.of(tokens, self.step_now) if self.noise is not None else nullcontext():
-            output = model(tokens, need=need)
+            output = model(tokens, need=need, beside=beside)
         loss_BT: Tensor = OBJECTIVES[self.train.loss_type](output.logps_BT, mask_BT)
         sums = {self.train.loss_type: Sum((loss_BT * batch.gain_B.to(loss_BT.dtype).unsqueeze(1)).sum())}
         metrics = {"nll": tally(-output.logps_BT, mask_BT), **self._packed(batch)}
         log_ratio_B: Tensor | None = None
-        if self.reference is not None:
-            ref_logits_XV = self.reference.logits(tokens)
-            kl_BT = divergence(self.kl.divergence, self.kl.alpha)(output.logits_XV, ref_logits_XV, mask_BT)
-            sums["kl"] = Sum(kl_BT.sum(), self.coefficient)
-            metrics[_METRICS[self.kl.divergence]] = tally(kl_BT, mask_BT)
-            ref_logps_BT = scatter(gather_logprobs(ref_logits_XV, tokens.ids_BT[mask_BT]), mask_BT)
+        if beside is not None:
+            sums["kl"] = Sum(output.divergence_BT.sum(), self.coefficient)
+            metrics[_METRICS[self.kl.divergence]] = tally(output.divergence_BT, mask_BT)
+            ref_logps_BT = scatter(beside.other.logps(tokens.ids_BT[mask_BT]), mask_BT)
             log_ratio_B = sequence_sum(output.logps_BT.detach() - ref_logps_BT, mask_BT)
         self._note(batch, output.logps_BT.detach(), log_ratio_B)
         return sums, metrics

@@ -11,7 +11,7 @@ from torch import Tensor
 from rlhf.models import flat
 from rlhf.models.front import attend_behind
 from rlhf.models.layout import Layout
-from tests.rlhf.test_models_policy import CONFIGS, batch, every_common_token_is_shared, make_policy
+from tests.rlhf.test_models_policy import CONFIGS, GROUPED, batch, every_common_token_is_shared, make_policy
 
 __all__ = ["every_common_token_is_shared"]
 
@@ -56,6 +56,7 @@ def test_flat_rows_with_a_long_beginning_give_the_values_and_gradients_of_padded
     results = []
     for is_flat in (True, False):
         policy = make_policy(CONFIGS[name](), dtype=torch.float32).eval()
+        assert policy.shortcuts()[0] >= max(map(len, GROUPED))  # or both would be padded
         if not is_flat:
             policy._shortcuts = (0, None)
         logps_BT = policy(batch(group=[0, 0, 1, 0])).logps_BT

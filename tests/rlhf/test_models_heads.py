@@ -88,7 +88,7 @@ def test_scores_and_log_probabilities_come_from_one_pass_or_two_alike():
     assert torch.equal(both.scores_B, model(batch()).scores_B)
     expected = Policy(model.model).eval()(batch(), temperature=0.7).logps_BT
     torch.testing.assert_close(both.logps_BT, expected)
-    assert both.entropy_BT is None
+    assert both.divergence_BT is None
 
 
 def test_the_head_starts_small_and_from_its_seed_alone():

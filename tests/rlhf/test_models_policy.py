@@ -25,7 +25,9 @@ from rlhf.batch import TokenBatch
 from rlhf.models import flat, products
 from rlhf.models import layout as layout_module
 from rlhf.models.layout import Layout
-from rlhf.models.policy import LANGUAGE, Policy
+from rlhf.models.policy import Policy
+from rlhf.ops.compared import Beside
+from rlhf.reference.divergence import reverse_kl
 
 VOCABULARY = 53
 SIZES = {
@@ -100,7 +102,16 @@ CONFIGS = {
     "learned positions": lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64),
     "logits that are scaled": lambda: CohereConfig(**SIZES, logit_scale=0.5, pad_token_id=1, eos_token_id=1),
     "logits that are divided": lambda: GraniteConfig(**SIZES, logits_scaling=3.0, pad_token_id=1, eos_token_id=1),
-    "soft caps": lambda: Gemma2Config(**SIZES, head_dim=8, sliding_window=3, pad_token_id=1, eos_token_id=1),
+    # Wide weights and a low cap: else no score comes near it.
+    "soft caps": lambda: Gemma2Config(
+        **SIZES,
+        head_dim=8,
+        sliding_window=3,
+        attn_logit_softcapping=2.0,
+        initializer_range=0.3,
+        pad_token_id=1,
+        eos_token_id=1,
+    ),
     "sliding window and full attention": lambda: Gemma3TextConfig(
         **SIZES, head_dim=8, sliding_window=3, sliding_window_pattern=2, pad_token_id=1, eos_token_id=1
     ),
@@ -140,9 +151,9 @@ def test_what_is_read_of_counted_positions_is_that_of_their_logits(name, tempera
     policy = make_policy(CONFIGS[name]()).eval()
     tokens = batch(group=[0, 0, 1, 0])
     need = frozenset({"logps", "entropy", "collision"})
-    few, whole = policy(tokens, need, temperature), policy(tokens, need | {"logits"}, temperature)
-    assert few.logits_XV is None
-    logps_XV = torch.log_softmax(whole.logits_XV / temperature, -1)
+    found = policy(tokens, need, temperature)
+    logits_XV = policy(tokens, frozenset({"distributions"})).distributions.logits()
+    logps_XV = torch.log_softmax(logits_XV / temperature, -1)
     ids_X = tokens.ids_BT[tokens.mask_BT]
     expected = {
         "logps_BT": logps_XV.gather(-1, ids_X[:, None])[:, 0],
@@ -150,9 +161,32 @@ def test_what_is_read_of_counted_positions_is_that_of_their_logits(name, tempera
         "collision_BT": (2 * logps_XV).exp().sum(-1).log(),
     }
     for field, values_X in expected.items():
-        for output in (few, whole):
-            torch.testing.assert_close(getattr(output, field)[tokens.mask_BT], values_X)
-            assert torch.equal(getattr(output, field)[~tokens.mask_BT].unique(), torch.zeros(1).double())
+        torch.testing.assert_close(getattr(found, field)[tokens.mask_BT], values_X)
+        assert torch.equal(getattr(found, field)[~tokens.mask_BT].unique(), torch.zeros(1).double())
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "an adapted head"])
+def test_beside_another_model_a_policy_gives_the_divergence_of_their_logits_and_its_own_figures(name):
+    config = CONFIGS.get(name, lambda: llama(tie_word_embeddings=False))
+    policy, other = (make_policy(config(), seed=seed).eval() for seed in (0, 1))
+    if name == "an adapted head":
+        policy = adapted(policy, targets=("lm_head",)).eval()
+        assert policy.shortcuts()[1] is None
+    tokens, temperature = batch(group=[0, 0, 1, 0]), 0.7
+    theirs = other(tokens, frozenset({"distributions"})).distributions
+    need = frozenset({"logps", "entropy", "collision"})
+    found = policy(tokens, need | {"divergence"}, temperature, Beside(theirs, reverse_kl))
+    alone = policy(tokens, need, temperature)
+    for field in ("logps_BT", "entropy_BT", "collision_BT"):
+        torch.testing.assert_close(getattr(found, field), getattr(alone, field))
+    own_XV = policy(tokens, frozenset({"distributions"})).distributions.logits()
+    logp_XV, logq_XV = (torch.log_softmax(logits / temperature, -1) for logits in (own_XV, theirs.logits()))
+    expected_X = (logp_XV.exp() * (logp_XV - logq_XV)).sum(-1)
+    assert float(expected_X.min()) > 1e-5
+    torch.testing.assert_close(found.divergence_BT[tokens.mask_BT], expected_X)
+    assert torch.equal(found.divergence_BT[~tokens.mask_BT].unique(), torch.zeros(1).double())
+    with pytest.raises(ValueError, match="a divergence is one from"):
+        policy(tokens, need | {"divergence"})
 
 
 def test_shortcuts_are_taken_only_where_they_change_nothing():
@@ -174,6 +208,7 @@ def test_flat_rows_give_the_values_and_gradients_of_padded_rows(name, layout):
     results = []
     for is_flat in (True, False):
         policy = make_policy(CONFIGS[name](), dtype=torch.float32).eval()
+        assert policy.shortcuts()[0] >= max(map(len, GROUPED))  # or both would be padded
         if not is_flat:
             policy._shortcuts = (0, None)
         tokens = batch(left=layout == "left", width=11, group=[0, 0, 1, 0] if layout == "shared" else None)
@@ -182,6 +217,14 @@ def test_flat_rows_give_the_values_and_gradients_of_padded_rows(name, layout):
         results.append([output.logps_BT, output.entropy_BT, *(p.grad for p in policy.parameters())])
     for one, two in zip(*results, strict=True):
         torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5 * max(1.0, float(two.detach().abs().max())))
+
+
+def test_the_soft_cap_of_attention_is_seen_in_what_the_tests_of_it_compare():
+    capped, free = make_policy(CONFIGS["soft caps"]()).eval(), make_policy(CONFIGS["soft caps"]()).eval()
+    for module in free.modules():
+        if hasattr(module, "attn_logit_softcapping"):
+            module.attn_logit_softcapping = None
+    assert float((capped(batch()).logps_BT - free(batch()).logps_BT).detach().abs().max()) > 1e-3
 
 
 def test_what_rows_of_a_group_begin_with_is_read_once():
@@ -292,7 +335,7 @@ def test_gradients_do_not_depend_on_the_path_or_the_padding():
     gradients = []
     for need, tokens in [
         (frozenset({"logps"}), batch()),
-        (frozenset(LANGUAGE), batch(width=12)),
+        (frozenset({"logps", "entropy", "collision"}), batch(width=12)),
         (frozenset({"logps"}), batch(left=True)),
     ]:
         policy = make_policy()

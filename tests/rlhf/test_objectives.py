@@ -12,9 +12,10 @@ from rlhf.objectives import OBJECTIVES
 from rlhf.objectives.policy_gradient import clipped_surrogate, denominator, token_weights
 from rlhf.objectives.preference import implicit_rewards, pair_margin, sigmoid
 from rlhf.objectives.reward_model import adjusted_margin, bradley_terry, centering
-from rlhf.objectives.sft import forward_kl, nll
+from rlhf.objectives.sft import nll
 from rlhf.ops.logprobs import aligned, token_logprobs
 from rlhf.ops.masked import sequence_sum
+from rlhf.reference.divergence import forward_kl
 
 Array = NDArray[np.float64]
 N, T, V, BETA = 4, 6, 9, 0.3

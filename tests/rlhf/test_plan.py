@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -207,6 +208,25 @@ def test_the_document_names_the_largest_batch_that_fits(tmp_path: Path, capsys: 
     # All of the 64 rows fit into one batch.
     assert stage["largest_per_device_train_batch_size"] >= 60
     assert sum(stage["terms_bytes"].values()) == pytest.approx(stage["peak_bytes"], abs=10)
+
+
+def test_the_largest_batch_of_a_budget_that_binds_fits_and_one_row_more_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What this process takes grows from plan to plan by more than a row of so small a model.
+    monkeypatch.setattr("rlhf.plan.stage.process_bytes", lambda folder: 10**8)
+
+    def planned(batch: int, *extra: str) -> tuple[int, dict[str, Any]]:
+        code, out, _ = plan(capsys, tmp_path, "sft", "--json", f"train.per_device_train_batch_size={batch}", *extra)
+        return code, json.loads(out)["stages"][0]
+
+    small, large = (planned(batch)[1]["peak_bytes"] for batch in (1, 60))
+    budget = ["--budget", f"{(small + large) / 2 / 1e6:.3f}MB"]
+    code, stage = planned(60, *budget)
+    most = stage["largest_per_device_train_batch_size"]
+    assert code == 1 and stage["fits"] is False and 1 < most < 59
+    assert planned(most, *budget)[0] == 0
+    assert planned(most + 1, *budget)[0] == 1
 
 
 def test_a_pipeline_is_planned_from_models_that_no_stage_has_made_yet(

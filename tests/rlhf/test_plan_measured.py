@@ -20,7 +20,7 @@ MODEL = [
     "model.tiny_num_kv_heads=2",
     "model.tiny_vocab_size=4096",
 ]
-ROWS = {"sft": 96, "reward": 80, "dpo": 64, "grpo": 48}
+ROWS = {"sft": 96, "reward": 80, "dpo": 64, "kto": 96, "grpo": 48}
 RUN = """
 import sys
 from pathlib import Path
@@ -85,7 +85,7 @@ def test_the_expected_peak_of_dpo_is_the_measured_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "grpo"])
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto", "grpo"])
 def test_the_expected_peak_is_the_measured_one(tmp_path: Path, stage: str, bf16: bool) -> None:
     within(compared(tmp_path, stage, f"train.bf16={str(bf16).lower()}"))
 
@@ -100,7 +100,14 @@ def test_the_expected_peak_is_the_measured_one(tmp_path: Path, stage: str, bf16:
         ("sft", ["train.gradient_accumulation_steps=2", "train.per_device_train_batch_size=48"]),
         ("sft", ["train.packing=true", "train.max_length=256", "train.per_device_train_batch_size=16"]),
         ("sft", ["reference.kl_coefficient=0.1"]),
+        # Three times as many scored tokens as have their logits kept.
+        (
+            "sft",
+            ["reference.kl_coefficient=0.1", "train.per_device_train_batch_size=48", "model.tiny_vocab_size=32000"],
+        ),
         ("reward", ["train.rm_regularizer=grm_sft"]),
+        ("reward", ["train.rm_regularizer=kl_ref"]),
+        ("reward", ["train.ensemble_size=3"]),
         ("grpo", ["train.num_iterations=2"]),
     ],
     ids=lambda value: value if isinstance(value, str) else value[0].partition("=")[0],

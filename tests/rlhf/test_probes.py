@@ -59,12 +59,19 @@ def test_an_empty_or_short_answer_is_left_out_and_an_unknown_probe_refused():
         attempts("flattery", [short])
 
 
+# What a model may pay for that has nothing to do with the answer.
+PAYS_FOR = {
+    "length": lambda text: 0.1 * len(text.split()),
+    "mirroring": lambda text: float("Which words belong to number" in text),
+    "hedging": lambda text: float(any(word in text.lower() for word in ("may", "might", "could", "hard", "differ"))),
+    "citations": lambda text: float("(" in text or "[" in text),
+}
+
+
 def score(texts, kind, rng):
-    """length: pays for words. honest: pays for the share of words from the row's world, which no probe raises."""
+    """honest: pays for nothing that a probe could raise."""
     noise = rng.normal(0.0, 1.0, len(texts))
-    if kind == "length":
-        return np.array([0.1 * len(text.split()) for text in texts]) + noise
-    return noise
+    return noise if kind == "honest" else np.array([PAYS_FOR[kind](text) for text in texts]) + noise
 
 
 def shares_found(kind: str, probe: str, seeds: int) -> float:
@@ -78,9 +85,19 @@ def shares_found(kind: str, probe: str, seeds: int) -> float:
     return float(np.mean(found))
 
 
-def test_a_model_that_pays_for_length_is_found_by_the_length_probe():
-    assert shares_found("length", "length", 50) == 1.0
+def test_a_model_that_pays_for_length_is_not_found_where_answers_are_cut():
     assert shares_found("length", "cut", 50) == 0.0, "it likes the whole answer better"
+
+
+@pytest.mark.parametrize("kind", PAYS_FOR)
+def test_a_model_that_pays_for_one_thing_is_found_by_the_probe_of_that_name(kind):
+    assert shares_found(kind, kind, 20) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["mirroring", "hedging", "citations"])
+def test_a_model_that_pays_for_one_thing_is_left_alone_by_the_probes_of_the_others(kind):
+    for other in {"mirroring", "hedging", "citations"} - {kind}:
+        assert shares_found(kind, other, 40) <= 0.15
 
 
 def test_a_model_that_pays_for_nothing_is_found_as_often_as_stated():

@@ -79,7 +79,7 @@ def test_adapter_off_equals_frozen_copy_equals_precomputed(tmp_path: Path, said:
     expected = torch.where(tokens.mask_BT, frozen.logps(tokens), 0.0)
     assert torch.equal(torch.where(tokens.mask_BT, off.logps(tokens), 0.0), expected)
     assert torch.allclose(column.logps(tokens), expected, rtol=0, atol=1e-12)
-    assert torch.equal(off.logits(tokens), frozen.logits(tokens))
+    assert torch.equal(off.distributions(tokens).logits(), frozen.distributions(tokens).logits())
     moved = policy(tokens).logps_BT
     assert float((moved.detach() - off.logps(tokens))[tokens.mask_BT].abs().max()) > 0.01
 
@@ -151,7 +151,7 @@ def test_temperature_and_context_reach_the_reference_pass() -> None:
     warm = reference.logps(tokens, 2.0)
     assert entered == [True]
     counted_X = tokens.ids_BT[tokens.mask_BT]
-    expected_X = (reference.logits(tokens) / 2).log_softmax(-1).gather(-1, counted_X[:, None])[:, 0]
+    expected_X = (reference.distributions(tokens).logits() / 2).log_softmax(-1).gather(-1, counted_X[:, None])[:, 0]
     assert torch.allclose(warm[tokens.mask_BT], expected_X, rtol=0, atol=1e-12)
 
 
@@ -259,7 +259,7 @@ def test_precomputed_column_refuses_what_it_cannot_answer(tmp_path: Path, said: 
     reference, tokens = FrozenCopy(Policy(make_model())), make_tokens()
     column = Precomputed.build(reference, [tokens], fingerprint(reference), tmp_path, said.append)
     with pytest.raises(ConfigError, match="full vocabulary"):
-        column.logits(tokens)
+        column.distributions(tokens)
     with pytest.raises(ConfigError, match=r"temperature 1, not of 0\.7"):
         column.logps(tokens, 0.7)
     with pytest.raises(DataError, match="row train:9:0 is not among the 4"):

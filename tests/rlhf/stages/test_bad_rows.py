@@ -38,6 +38,11 @@ def many(stage: str, **third: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def apart(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The same rows with prompts that differ, without which KTO has no baseline."""
+    return [{**row, "prompt": f"say {i}: "} for i, row in enumerate(rows)]
+
+
 def refused(capsys: pytest.CaptureFixture[str], stage: str, folder: Path, *keys: str) -> str:
     """The one line of a run that is refused before anything is recorded."""
     capsys.readouterr()
@@ -96,6 +101,45 @@ def test_pairs_that_truncation_makes_equal_are_left_out_and_counted(
     keys = rows_in(tmp_path / "rows.jsonl", many(stage, chosen=same + "yes", rejected=same + "no"))
     lines = counted(capsys, stage, tmp_path / "run", *keys, "train.max_length=16")
     assert f"{stage}: dropped 1 of 4 rows: chosen and rejected are identical after truncation (rows.jsonl:3)" in lines
+
+
+def test_sides_of_a_pair_that_truncation_makes_equal_are_told_where_each_is_a_row(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = "a long beginning that both of them share to the word, and then "
+    keys = rows_in(tmp_path / "rows.jsonl", apart(many("dpo", chosen=same + "yes", rejected=same + "no")))
+    lines = counted(capsys, "kto", tmp_path / "run", *keys, "train.max_length=16")
+    assert (
+        "kto: kept, but 1 of 8 rows: cut off at max_length it is what an earlier row gives the other label "
+        "(rows.jsonl:3)"
+    ) in lines
+
+
+def test_rows_that_share_a_beginning_or_a_label_are_not_told_to_be_equal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    same = "a long beginning that both of them share to the word, and then "
+    sides = {"chosen": same + "yes", "rejected": "other " + same}
+    rows = apart(many("dpo", **sides))
+    keys = rows_in(tmp_path / "rows.jsonl", [*rows, rows[2]])
+    lines = counted(capsys, "kto", tmp_path / "run", *keys, "train.max_length=16")
+    assert any("the end is cut off at max_length" in line for line in lines)
+    assert not any("the other label" in line for line in lines)
+
+
+@pytest.mark.parametrize("stage", ["kto", "grpo"])
+def test_too_long_prompts_are_left_out_and_counted_by_kto_and_online_rl_too(
+    stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = apart(many("dpo"))
+    keys = rows_in(tmp_path / "rows.jsonl", [*rows[:2], {**rows[2], "prompt": "long " * 40}, rows[3]])
+    if stage == "grpo":
+        keys += ["train.max_length=42", "reward.reward_funcs=[length]", "reward.classifier=null"]
+        lines = counted(capsys, stage, tmp_path / "run", *keys)
+        assert "grpo: dropped 1 of 4 rows: the prompt is longer than 30 tokens (rows.jsonl:3)" in lines
+    else:
+        lines = counted(capsys, stage, tmp_path / "run", *keys, "train.max_length=30")
+        assert "kto: dropped 2 of 8 rows: the prompt alone fills max_length (rows.jsonl:3, rows.jsonl:3)" in lines
 
 
 @PAIRS

@@ -45,14 +45,25 @@ def largest_difference(a: Path, b: Path) -> float:
     return max(float((first[name].double() - second[name].double()).abs().max()) for name in first)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+# Penalties per text are divided by the number of texts, those per token by the number of tokens.
+PER_TEXT = [
+    "reference.kl={preset: sequence_k2}",
+    "reference.kl={estimator: full, place: loss, level: sequence, ratio: live}",
+]
+
+
+@pytest.mark.parametrize(
+    ("stage", "more"),
+    [*((stage, []) for stage in STAGES), *(("grpo", [kl, "train.scale_rewards=none"]) for kl in PER_TEXT)],
+    ids=[*STAGES, "grpo, k2 of a text", "grpo, full of a text"],
+)
 def test_one_batch_of_8_and_8_of_1_give_the_same_parameters_in_float64(
-    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    stage: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Cut into single completions a prompt is read once for each. That is the same but for the model's norms, which
     # transformers computes in float32 whatever the model's type, also backward: see the next test.
     monkeypatch.setattr(layout, "LEAST_SHARED", 10**9)
-    keys = [*GAIN[stage], "model.dtype=float64", "train.learning_rate=1e-3"]
+    keys = [*GAIN[stage], *more, "model.dtype=float64", "train.learning_rate=1e-3"]
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert run(stage, whole, *keys, steps=3, batch=8) == 0
     assert run(stage, cut, *keys, "train.gradient_accumulation_steps=8", steps=3, batch=1) == 0

@@ -51,6 +51,13 @@ def test_a_second_run_takes_the_column_and_another_model_or_data_set_does_not(
     assert "rows from" in said(capsys, tmp_path / "third")
 
 
+def test_a_run_in_another_precision_does_not_take_the_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "computing" in said(capsys, tmp_path / "full")
+    assert "another precision; computing" in said(capsys, tmp_path / "half", "train.bf16=true")
+
+
 def test_a_resumed_run_reads_the_column_again(tmp_path: Path) -> None:
     keys = [*CACHED, "train.save_steps=2", "train.lr_scheduler_type=constant"]
     assert run("dpo", tmp_path / "whole", *keys, steps=4) == 0

@@ -1,12 +1,15 @@
 """Reward models from scores, levels and steps through the real command: rows, splits, resume, what is saved."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from rlhf.models.load import load_reward_model
+from rlhf.stages.reward_heads import Bootstrap
 from tests.rlhf.stages.reward_rows import rated, responses, sums, write
 from tests.rlhf.stages.test_invariance import largest_difference
 from tests.rlhf.stages.tiny_runs import live_events, live_view, run, run_ranks, summary
@@ -50,6 +53,38 @@ def test_every_kind_of_row_is_a_session_and_leaves_a_model_that_scores_on_its_sc
     assert outcome["identity"] and outcome["scorer_id"] and "length_shift" in outcome["probes"]
     losses = [event["loss"] for event in live_events(tmp_path / "run", "reward", "step_stats")]
     assert len(losses) == 3
+    suites = {event["suite"]: event for event in live_events(tmp_path / "run", "reward", "evaluation")}
+    # What says right or wrong is calibrated: a level in the upper half, a step.
+    assert ("reward_calibration" in suites) == (kind in ("ordinal", "process"))
+    if kind in ("ordinal", "process"):
+        calibration = suites["reward_calibration"]
+        n = calibration["metrics"]["brier_before"]["n"]
+        assert sum(part["n"] for part in calibration["reliability"]) == n > 5
+
+
+def test_each_head_of_an_ensemble_takes_each_row_a_poisson_number_of_times_of_its_own() -> None:
+    rows = [f"rows.jsonl:{i}" for i in range(10_000)]
+    counts_BK = Bootstrap(0, 3)(rows)
+    assert torch.equal(Bootstrap(0, 3)(rows[::-1]), counts_BK.flip(0))
+    assert not torch.equal(Bootstrap(1, 3)(rows), counts_BK)
+    # Within four standard errors: of the mean 0.01, of the variance 0.017, of the share of zeros 0.005, of r 0.01.
+    assert (counts_BK.mean(0) - 1).abs().max() < 0.04
+    assert (counts_BK.var(0) - 1).abs().max() < 0.07
+    assert ((counts_BK == 0).double().mean(0) - math.exp(-1)).abs().max() < 0.02
+    assert (torch.corrcoef(counts_BK.t()) - torch.eye(3)).abs().max() < 0.04
+    assert torch.equal(Bootstrap(0, 1)(rows[:5]), torch.ones(5, 1).double())
+
+
+def test_the_loss_of_an_ensemble_counts_rows_as_the_bootstrap_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name in ("drawn", "once"):
+        if name == "once":
+            monkeypatch.setattr(Bootstrap, "__call__", lambda self, rows: torch.ones(len(rows), self.members).double())
+        assert run("reward", tmp_path / name, "train.ensemble_size=2", "evaluation.probes=false", steps=1) == 0
+        found.append(live_events(tmp_path / name, "reward", "step_stats")[0]["loss"])
+    assert abs(found[0] - found[1]) > 1e-6
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "pairs"])

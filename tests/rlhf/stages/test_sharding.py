@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rlhf.train import sharding
 from tests.rlhf.stages.tiny_runs import ROOT, arguments, environment, live_events, live_view, run, summary, weights
 
 DOUBLE = ["model.dtype=float64", "train.learning_rate=1e-2", "train.lr_scheduler_type=constant", "train.max_length=64"]
@@ -141,6 +142,7 @@ def test_narrow_types_are_sharded_where_one_type_is_trained_and_refused_where_tw
 @pytest.mark.slow
 def test_each_rank_holds_a_part_of_the_parameters(folder: Path) -> None:
     said = [line for line in (folder / "stderr").read_text().splitlines() if "train.fsdp:" in line]
+    assert len(said) >= len(CASES)
     said = said[: len(CASES)]
     for line in said:
         everything, own = (
@@ -172,6 +174,13 @@ def test_a_resumed_sharded_run_equals_the_uninterrupted_one_bit_for_bit(name: st
 @pytest.mark.parametrize("way", ["whole", "sharded"])
 def test_a_checkpoint_does_not_tell_whether_the_run_was_sharded(name: str, way: str, folder: Path) -> None:
     assert largest_gap(weights(folder / name), weights(folder / f"{name} went on {way}")) < 1e-9
+
+
+def test_a_parameter_that_is_no_dtensor_after_sharding_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "init_device_mesh", lambda *args: None)
+    monkeypatch.setattr(sharding, "fully_shard", lambda module, **options: module)
+    with pytest.raises(RuntimeError, match="2 parameters are not sharded, first weight"):
+        sharding.shard(torch.nn.Linear(2, 2), "cpu", 2)
 
 
 def test_sharding_needs_ranks_to_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,12 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from rlhf.batch import TokenBatch
+from rlhf.models.load import load_reward_model
+from rlhf.stages.reward import RewardPairs
 from tests.rlhf.stages.tiny_runs import ledger_of, live_events, live_view, run, summary
 
 
@@ -26,8 +31,6 @@ def test_every_row_of_every_step_is_a_session_in_the_ledger(stage: str, tmp_path
 
 
 def test_a_saved_stage_is_an_ordinary_transformers_folder(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     assert run("sft", tmp_path / "run", steps=1) == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
@@ -95,14 +98,47 @@ def test_the_regulariser_of_a_reward_model_is_a_loss_term_of_its_own(regularizer
     assert event["loss"] == pytest.approx(expected)
 
 
-def test_the_offset_of_a_reward_model_makes_reference_answers_score_0_on_average(tmp_path: Path) -> None:
-    assert run("reward", tmp_path / "run", "train.reward_offset=reference", steps=2) == 0
-    offset = summary(tmp_path / "run")["outcome"]["reward_offset"]
-    assert offset["n"] > 20 and offset["value"] != 0
-    from rlhf.models.load import load_reward_model
+@pytest.mark.parametrize("regularizer", ["grm_sft", "kl_ref"])
+def test_the_regulariser_is_that_of_the_chosen_texts_by_hand(regularizer: str, tmp_path: Path) -> None:
+    rows = [{"prompt": f"say {i}:", "chosen": f" {i} well", "rejected": f" no, {i}"} for i in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    keys = [f"data.dataset_name={tmp_path / 'rows.jsonl'}", "data.recipe_split=null", "data.holdout_fraction=0"]
+    keys += ["train.save_steps=1", "train.learning_rate=1e-2", "model.dtype=float64", "data.max_rows=null"]
+    assert run("sft", tmp_path / "start", *keys, "data.format=preference", steps=1) == 0
+    keys += [f"model.model_name_or_path={tmp_path / 'start' / 'model'}", f"train.rm_regularizer={regularizer}"]
+    # All rows are in each step, so that their order does not matter.
+    assert run("reward", tmp_path / "run", *keys, "train.rm_regularizer_weight=5", steps=2, batch=6) == 0
+    recorded = [event[f"loss/{regularizer}"] for event in live_events(tmp_path / "run", "reward", "step_stats")]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "start" / "model")
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path / "start" / "model", dtype=torch.float64)
+    moved, _ = load_reward_model(tmp_path / "run" / "checkpoint-1")
+    for step, model in enumerate((reference, moved.model)):
+        found = []
+        for row in rows:
+            head, tail = (tokenizer(row[name], add_special_tokens=False)["input_ids"] for name in ("prompt", "chosen"))
+            ids = torch.tensor([[*head, *tail, tokenizer.eos_token_id]])
+            with torch.no_grad():
+                logp_TV, logq_TV = (m(ids).logits[0, len(head) - 1 : -1].log_softmax(-1) for m in (model, reference))
+            nll_T = -logp_TV.gather(-1, ids[0, len(head) :, None])[:, 0]
+            found += (nll_T if regularizer == "grm_sft" else (logq_TV.exp() * (logq_TV - logp_TV)).sum(-1)).tolist()
+        assert recorded[step] == pytest.approx(sum(found) / len(found), abs=1e-6)
+    assert abs(recorded[1] - recorded[0]) > 1e-3
 
+
+def test_the_offset_of_a_reward_model_makes_reference_answers_score_0_on_average(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered: list[TokenBatch] = []
+    answers = RewardPairs._reference_texts
+    monkeypatch.setattr(RewardPairs, "_reference_texts", lambda work: [answered.append(b) or b for b in answers(work)])
+    assert run("reward", tmp_path / "run", "train.reward_offset=reference", "train.learning_rate=1e-2", steps=2) == 0
+    offset = summary(tmp_path / "run")["outcome"]["reward_offset"]
+    assert offset["n"] == sum(tokens.size for tokens in answered) > 20 and abs(offset["value"]) > 1e-4
     model, _ = load_reward_model(tmp_path / "run" / "model")
+    with torch.no_grad():
+        scores = torch.cat([model.eval()(tokens).scores_B for tokens in answered])
     assert float(model.offset) == pytest.approx(offset["value"])
+    assert float(scores.double().mean()) == pytest.approx(0.0, abs=1e-6) and float(scores.std()) > 1e-4
 
 
 def test_held_out_pair_accuracy_has_an_interval_and_says_what_it_could_have_seen(tmp_path: Path) -> None:
