@@ -215,6 +215,8 @@ def _vocabulary(runs: list[list[str]]) -> dict[str, Any]:
     """Distinct words expected in a sample of 500, so that neither length nor number of answers plays a part."""
     import numpy as np
 
+    from scipy.special import stdtrit
+
     from rewards.analysis.behaviour import rarefied_types, words
 
     def types(texts: list[str]) -> float | None:
@@ -223,7 +225,12 @@ def _vocabulary(runs: list[list[str]]) -> dict[str, Any]:
 
     found = [types(texts) for texts in runs]
     whole = [value for value in found if value is not None]
-    return {"value": float(np.mean(whole)) if len(whole) == len(found) else None, "seeds": found, "n": len(runs[0])}
+    if len(whole) < len(found) or len(whole) < 2:
+        return {"value": None, "seeds": found, "n": len(runs[0])}
+    # Over seeds alone: answers of one seed share its words.
+    half = float(stdtrit(len(whole) - 1, 0.975) * np.std(whole, ddof=1) / len(whole) ** 0.5)
+    middle = float(np.mean(whole))
+    return {"value": middle, "low": middle - half, "high": middle + half, "seeds": found, "n": len(runs[0])}
 
 
 def markdown(table: dict[str, Any]) -> str:
@@ -233,7 +240,7 @@ def markdown(table: dict[str, Any]) -> str:
     for name, row in table.items():
         cells = [_cell(row["accuracy"], 3), *(_cell(row.get(key), 2) for key in ("kl_nats", "tokens"))]
         words = row.get("vocabulary")
-        shown = "-" if words is None else " ".join("-" if v is None else f"{v:.0f}" for v in words["seeds"])
+        shown = _cell(words if words is not None and words["value"] is not None else None, 0)
         lines.append(f"| {name} | {' | '.join(cells)} | {shown} |")
     return "\n".join(lines)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,7 +29,6 @@ from rlhf.reference.policy import quiet
 
 BASE_FOLDER = "base"
 ADAPTER_FILE = "adapter_model.safetensors"
-_log = logging.getLogger(__name__)
 LANGUAGE = frozenset({"logps", "entropy", "collision", "divergence", "distributions"})
 
 
@@ -183,8 +181,6 @@ class Policy(nn.Module):
                 self._shortcuts = (flat_reach(core) if self._takes_positions else 0, head_form(core))
                 if self._last_layer is None and self._shortcuts[0]:
                     self._last_layer = narrowing(core)
-            if not self._shortcuts[0]:
-                _log.info("%s is given padded rows: it does not take flat ones", type(core).__name__)
         return self._shortcuts
 
     def _inputs(self, tokens: TokenBatch) -> dict[str, Any]:

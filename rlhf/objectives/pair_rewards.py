@@ -78,7 +78,8 @@ def aot(policy_N: Tensor, reference_N: Tensor, label_smoothing: float = 0.0) -> 
     The policy is to prefer the chosen texts more than the reference does in distribution, not pair by pair.
 
     Shapes: policy_N and reference_N, beta times log-probability of chosen - of rejected, of all pairs of a step at
-    once; returns loss_N by quantile, not by pair. Units: nats.
+    once; returns loss_N by quantile, not by pair: -log sigmoid(policy_(i) - reference_(i)), (i) the i-th smallest.
+    Units: nats.
     Source: AOT, Melnyk et al. 2024 (2406.05882), paired.
     """
     return _by_quantile(policy_N.sort().values - reference_N.sort().values, label_smoothing)
@@ -87,7 +88,8 @@ def aot(policy_N: Tensor, reference_N: Tensor, label_smoothing: float = 0.0) -> 
 def aot_unpaired(chosen_N: Tensor, rejected_N: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """DPO's loss quantile by quantile: the sorted rewards of all chosen texts against those of all rejected ones.
 
-    Shapes: as `nca_pair`, of all pairs of a step at once; returns loss_N by quantile, not by pair. Units: nats.
+    Shapes: as `nca_pair`, of all pairs of a step at once; returns loss_N by quantile, not by pair:
+    -log sigmoid(chosen_(i) - rejected_(i)), (i) the i-th smallest. Units: nats.
     Source: AOT, Melnyk et al. 2024 (2406.05882), unpaired.
     """
     return _by_quantile(chosen_N.sort().values - rejected_N.sort().values, label_smoothing)

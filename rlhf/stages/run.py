@@ -105,6 +105,8 @@ def run_stage(
         run.origin, run.forked = origin, forked
         run.say([*loaded.warnings, *inputs.lines])
         work = make_work(run)
+        if not work.module.shortcuts()[0]:
+            run.say([f"{type(policy.model).__name__} is given padded rows: it takes no flat ones, which are faster"])
         start_from = prepare(run, work, found)
         # From here on the run is on record: what is refused before leaves the ledger as it was.
         recorder.claim()

@@ -255,3 +255,33 @@ def test_on_an_older_policys_texts_no_sampled_form_without_a_ratio_has_a_diverge
     truths = [world.sequence_kl(), forward(world)]
     truths += [world.along(name, visitor) for name in ("reverse", "forward") for visitor in (None, world.old)]
     assert min(error(world, Form(estimator, "loss", level, "none"), truth, off_policy=True) for truth in truths) > 0.05
+
+
+def standardised(world: World, beta: float, *, by_std: bool) -> Tensor:
+    """Expected policy-gradient loss of equal task rewards less beta k1, centred over all texts, an endless group."""
+    chances = world.probability(world.logits.detach())
+    reward = 1.0 - beta * world.penalty(Form("k1", "reward", "sequence"))
+    centred = reward - (chances * reward).sum()
+    advantage = centred / (chances * centred**2).sum().sqrt() if by_std else centred
+    return -(chances * advantage * world.logps(world.logits)[:, 1:].sum(1)).sum()
+
+
+@pytest.mark.parametrize("beta", [1e-1, 1e-3, 1e-6])
+def test_a_penalty_in_a_reward_that_is_standardised_by_group_pushes_as_hard_at_every_coefficient(beta: float) -> None:
+    world = World(0)
+    truth, k1 = world.gradient(world.sequence_kl()), world.penalty(Form("k1", "reward", "sequence"))
+    chances = world.probability(world.logits.detach())
+    spread = ((chances * k1**2).sum() - (chances * k1).sum() ** 2).sqrt()
+    plain, scaled = (world.gradient(standardised(world, beta, by_std=flag)) for flag in (False, True))
+    # Where all rewards are equal: beta times the KL's gradient by itself, and the same one over k1's spread whatever
+    # beta is once it is standardised. `scale_rewards: group` with such a penalty is refused for that.
+    assert float((plain - beta * truth).abs().max()) < EXACT
+    assert float((scaled - truth / spread).abs().max()) < 1e-8
+
+
+def test_a_coefficient_per_text_is_worth_t_times_that_of_a_mean_over_tokens() -> None:
+    world = World(0)
+    token = world.penalty(Form("k1", "loss", "token", "live"))[:, 1:]
+    whole = world.penalty(Form("k1", "loss", "sequence", "live"))
+    assert float(whole.detach().abs().max()) > 1
+    assert torch.allclose(whole, T * token.mean(1), rtol=0, atol=EXACT)

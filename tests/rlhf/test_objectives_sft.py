@@ -159,6 +159,9 @@ def test_a_texts_noise_does_not_depend_on_padding_layout_or_neighbours() -> None
     padded = noise_of(tokens)
     flat = noise_of(tokens, given=tokens.ids_BT[tokens.attention_BT][None])
     assert torch.allclose(flat[0], padded[tokens.attention_BT], atol=1e-6)
+    # A flat batch that is filled up has none where nobody reads.
+    filled = noise_of(tokens, given=torch.cat([tokens.ids_BT[tokens.attention_BT], torch.tensor([5, 9])])[None])
+    assert torch.allclose(filled[:, :-2], flat, atol=1e-6) and not filled[:, -2:].any()
     alone = noise_of(tokens.select(1, 2))
     assert torch.allclose(alone[0], padded[1], atol=1e-6)
 

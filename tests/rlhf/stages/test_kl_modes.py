@@ -1,5 +1,6 @@
 """Every KL form that online RL accepts, its sampling knobs and its normalisations, through the real command."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 
 from rewards.errors import ConfigError
+from rlhf.cli import main
 from rlhf.config.kl import KLSettings, refuse
-from tests.rlhf.stages.tiny_runs import live_events, live_view, run
+from tests.rlhf.stages.tiny_runs import arguments, live_events, live_view, run
 
 FAST = "train.learning_rate=1e-2"
 FOUR = ("estimator", "place", "level", "ratio")
@@ -50,25 +52,25 @@ def test_the_accepted_forms_are_these_many() -> None:
     assert len(ACCEPTED) == 19
 
 
-@pytest.fixture(scope="module")
-def without_penalty(tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    folder = tmp_path_factory.mktemp("free") / "run"
+def test_every_accepted_form_trains_counts_and_is_another_loss_than_every_other(tmp_path: Path) -> None:
     keys = [FAST, "train.num_iterations=2", "train.scale_rewards=none", "reference.beta=0"]
-    assert run("grpo", folder, *keys, steps=3) == 0
-    return losses(folder)
-
-
-@pytest.mark.parametrize("settings", ACCEPTED, ids=lambda s: "-".join(getattr(s, name) for name in FOUR))
-def test_every_accepted_form_trains_and_counts(
-    settings: KLSettings, without_penalty: list[float], tmp_path: Path
-) -> None:
-    keys = [*keys_of(settings), FAST, "train.num_iterations=2"]
-    assert run("grpo", tmp_path / "run", *keys, steps=3) == 0
-    assert all(math.isfinite(loss) for loss in losses(tmp_path / "run"))
-    # The second rollout is sampled from a policy that the penalty has already moved, or is penalised itself.
-    assert losses(tmp_path / "run") != without_penalty
-    terms = live_events(tmp_path / "run", "grpo", "step_stats")[-1]
-    assert ("loss/kl" in terms) == (settings.place == "loss")
+    # The second rollout is sampled from a policy that the penalty has moved, or is penalised itself; ratios are not 1
+    # on the second step over it.
+    assert run("grpo", tmp_path / "free", *keys, steps=4) == 0
+    found = {"free": losses(tmp_path / "free")}
+    for settings in ACCEPTED:
+        name = "-".join(getattr(settings, part) for part in FOUR)
+        folder = tmp_path / name
+        assert run("grpo", folder, *keys_of(settings), FAST, "train.num_iterations=2", steps=4) == 0
+        found[name] = losses(folder)
+        assert all(math.isfinite(loss) for loss in found[name])
+        terms = live_events(folder, "grpo", "step_stats")[-1]
+        assert ("loss/kl" in terms) == (settings.place == "loss")
+    gaps = {
+        (one, other): max(abs(a - b) for a, b in zip(found[one], found[other], strict=True))
+        for one, other in itertools.combinations(found, 2)
+    }
+    assert len(gaps) == 19 * 20 / 2 and min(gaps.values()) > 1e-6, min(gaps, key=lambda pair: gaps[pair])
 
 
 @pytest.mark.parametrize("preset", ["trl_grpo", "grpo_paper", "trl_rloo", "sequence_k2"])
@@ -179,10 +181,18 @@ def test_what_an_explicit_clip_changes_is_counted(tmp_path: Path) -> None:
         assert event["clipped/brevity"] == clipped[event["step"]] and "clipped/free" not in event
 
 
-def test_a_category_that_no_prompt_has_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_category_that_no_prompt_has_is_refused_and_those_without_a_differential_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     rule = "reward.differentials=[{category: arithmetics, component: task, differential: 0.5}]"
     assert run("grpo", tmp_path / "run", rule, steps=1) == 2
-    assert "arithmetics" in capsys.readouterr().err
+    assert "names category `arithmetics`, which no row has; there are arithmetic, " in capsys.readouterr().err
+    argv = arguments("grpo", tmp_path / "run", rule.replace("arithmetics", "arithmetic"), steps=1)
+    assert main([*argv[:-1], "plain"]) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "without a differential" in line]
+    assert len(told) >= 3 and all(line.startswith("grpo: category `") for line in told)
+    assert all(": gain 1 (" in line and " rows: wild7/" in line for line in told)
+    assert not any("`arithmetic`" in line for line in told)
 
 
 def test_evaluations_during_training_are_told_from_the_one_after_it(tmp_path: Path) -> None:

@@ -125,6 +125,16 @@ def test_noise_is_of_training_alone_and_the_same_however_a_step_is_cut(tmp_path:
     assert largest_difference(tmp_path / "whole", tmp_path / "cut") < 1e-9
 
 
+@pytest.mark.parametrize("layout", [[], ["train.packing=true"], ["model.attn_implementation=eager"]])
+def test_noise_is_the_same_in_half_precision_whose_batches_are_filled_up(layout: list[str], tmp_path: Path) -> None:
+    keys = [NOISE.replace("5", "60"), "data.holdout_fraction=0", *layout]
+    for name, more in (("single", []), ("half", ["train.bf16=true"])):
+        assert run("sft", tmp_path / name, *keys, *more, steps=1) == 0
+    assert run("sft", tmp_path / "clean", *keys, "train.neftune_noise_alpha=null", steps=1) == 0
+    single, half, clean = (losses(tmp_path / name, "sft")[0] for name in ("single", "half", "clean"))
+    assert abs(single - half) < 0.2 * abs(single - clean)
+
+
 def test_more_noise_moves_the_loss_further(tmp_path: Path) -> None:
     found = {}
     for alpha in ("null", "1", "20"):

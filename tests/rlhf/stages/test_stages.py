@@ -3,15 +3,18 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlhf.batch import TokenBatch
+from rlhf.cli import main
 from rlhf.models.load import load_reward_model
+from rlhf.models.policy import Policy
 from rlhf.stages.reward import RewardPairs
-from tests.rlhf.stages.tiny_runs import ledger_of, live_events, live_view, run, summary
+from tests.rlhf.stages.tiny_runs import arguments, ledger_of, live_events, live_view, run, summary
 
 
 @pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "grpo"])
@@ -52,6 +55,37 @@ def test_dpo_starts_at_log_2_and_its_sessions_at_a_margin_of_0(tmp_path: Path) -
     rows = live_view(tmp_path / "run", "dpo")
     assert all(row["baseline_reward"] == pytest.approx(0.0, abs=1e-6) for row in rows if row["step"] == 1)
     assert second != pytest.approx(first, abs=1e-6) or any(row["baseline_reward"] != 0 for row in rows)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "dpo", "kto", "grpo"])
+def test_a_model_that_takes_no_flat_rows_is_named(
+    stage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, keys in (("flat", []), ("padded", ["model.attn_implementation=eager"])):
+        assert main([*arguments(stage, tmp_path / name, *keys, steps=1)[:-1], "plain"]) == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if "is given padded rows" in line]
+        told = f"{stage}: LlamaForCausalLM is given padded rows: it takes no flat ones, which are faster"
+        assert lines == ([told] if keys else [])
+
+
+@pytest.mark.parametrize(("stage", "passes"), [("sft", 1), ("reward", 1), ("dpo", 1), ("kto", 2), ("grpo", 1)])
+def test_a_step_is_one_pass_of_the_policy_and_figures_cost_none(
+    stage: str, passes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    encode = Policy._encode
+
+    def counted(policy: Policy, *args: Any, **options: Any) -> Any:
+        seen.append(torch.is_grad_enabled())
+        return encode(policy, *args, **options)
+
+    monkeypatch.setattr(Policy, "_encode", counted)
+    keys = ["data.holdout_fraction=0", "reference.beta=0" if stage == "grpo" else "evaluation.before=false"]
+    keys += ["reference.source=precomputed"] if stage in ("dpo", "kto") else []
+    assert run(stage, tmp_path / "run", *keys, steps=3) == 0
+    # KTO also reads each prompt with another row's completion, for its baseline, without a gradient.
+    after = seen[seen.index(True) :]
+    assert seen.count(True) == 3 and len(after) <= 3 * passes
 
 
 def test_a_gain_enters_the_loss_and_the_row(tmp_path: Path) -> None:
