@@ -214,7 +214,6 @@ def _figure(runs: list[list[float]]) -> dict[str, Any]:
 def _vocabulary(runs: list[list[str]]) -> dict[str, Any]:
     """Distinct words expected in a sample of 500, so that neither length nor number of answers plays a part."""
     import numpy as np
-
     from scipy.special import stdtrit
 
     from rewards.analysis.behaviour import rarefied_types, words

@@ -13,6 +13,7 @@ def nll(logps_BT: Tensor, mask_BT: Tensor) -> Tensor:
     """Negative log-likelihood of each demonstrated token: -log pi(token | tokens before).
 
     Shapes: returns nll_BT, 0 where the mask is False. Units: nats.
+    Source: beside a preference loss (`loss_type: sft`), the generation loss of MPO, Wang et al. 2024 (2411.10442).
     """
     return -masked_fill(logps_BT, mask_BT)
 
