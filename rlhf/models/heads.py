@@ -15,26 +15,27 @@ from rewards.errors import ConfigError
 from rlhf.batch import TokenBatch
 from rlhf.models.head_spec import HeadSpec
 from rlhf.models.policy import Policy
-from rlhf.ops.compared import Beside
+from rlhf.ops.compared import Beside, Distributions
 from rlhf.ops.logprobs import PolicyOutput
 from rlhf.ops.scores import conservative, ordered, unordered
 from rlhf.ops.shards import full
 
 HEAD_WEIGHTS, HEAD_CONFIG = "value_head.safetensors", "value_head.json"
 SCALAR = frozenset({"scores", "heads"})
-LANGUAGE = frozenset({"logps", "divergence"})
+LANGUAGE = frozenset({"logps", "divergence", "distributions"})
 _FORMAT = 2
 
 
 class RewardOutput(NamedTuple):
     """What a reward model's forward pass returns; only what was asked for is there.
 
-    Shapes: logps_BT, divergence_BT as in `PolicyOutput`; scores_B, the reported score; heads (B, K, A), of a process
-    (X, K, 1): what each head gives, with no offset; thresholds_KAC of an ordinal head.
+    Shapes: logps_BT, divergence_BT, distributions as in `PolicyOutput`; scores_B, the reported score; heads (B, K, A),
+    of a process (X, K, 1): what each head gives, with no offset; thresholds_KAC of an ordinal head.
     """
 
     logps_BT: Tensor | None = None
     divergence_BT: Tensor | None = None
+    distributions: Distributions | None = None
     scores_B: Tensor | None = None
     heads: Tensor | None = None
     thresholds_KAC: Tensor | None = None
@@ -86,7 +87,7 @@ class RewardModel(Policy):
         temperature: float = 1.0,
         beside: Beside | None = None,
     ) -> RewardOutput:
-        """What `need` names of: scores, heads, and from the kept language-model head logps and divergence.
+        """What `need` names of: scores, heads, and from the kept language-model head logps, divergence, distributions.
 
         A process head reads the tokens of `tokens.mask_BT`, the steps' last ones. One pass of the backbone gives all;
         the language-model head is not run for scores.
@@ -96,7 +97,7 @@ class RewardModel(Policy):
         scored = bool(need & SCALAR)
         encoded = self._encode(tokens, language=bool(language), last=scored and self.spec.kind != "process")
         said = self._language(encoded, language, temperature, beside) if language else PolicyOutput()
-        output = RewardOutput(said.logps_BT, said.divergence_BT)
+        output = RewardOutput(said.logps_BT, said.divergence_BT, said.distributions)
         if not scored:
             return output
         states = encoded.at(tokens.mask_BT) if self.spec.kind == "process" else encoded.last()
