@@ -176,5 +176,4 @@ def _said_of(order: PackedOrder, run: Run, lengths: Sequence[int]) -> Iterator[s
         f"filled; a step takes {run.global_batch:,} bins, {rows_a_step:.1f} rows on average"
     )
     if max(lengths) > run.policy.shortcuts()[0]:
-        name = type(run.policy.model).__name__
-        yield f"packing: {name} is given padded rows, since it takes no flat ones: right, but no faster than unpacked"
+        yield "packing: padded rows are given to this model, as right, but no faster than unpacked"
