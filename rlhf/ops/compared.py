@@ -7,6 +7,7 @@ while all kept blocks' logits stay below `readout.KEEP` bytes, and computed agai
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -58,14 +59,12 @@ class Distributions:
 
     def detached(self, *, copied: bool) -> Distributions:
         """Without a graph. copied: with a head of its own, where the model lets go of its weights after a pass."""
-        logits_XV = None if self.logits_XV is None else self.logits_XV.detach()
-        if self.head is None:
-            return Distributions(self.states_XH.detach(), None, logits_XV)
-        weight_VH, bias_V = self.head.weight_VH.detach(), self.head.bias_V
-        bias_V = None if bias_V is None else bias_V.detach()
-        if copied:
-            weight_VH, bias_V = weight_VH.clone(), None if bias_V is None else bias_V.clone()
-        return Distributions(self.states_XH.detach(), replace(self.head, weight_VH=weight_VH, bias_V=bias_V))
+        head = self.head
+        if head is not None:
+            weight_VH, bias_V = head.weight_VH.detach(), None if head.bias_V is None else head.bias_V.detach()
+            head = replace(head, weight_VH=weight_VH, bias_V=bias_V)
+            head = copy.deepcopy(head) if copied else head
+        return Distributions(self.states_XH.detach(), head, None if self.logits_XV is None else self.logits_XV.detach())
 
 
 class Beside(NamedTuple):
@@ -115,11 +114,9 @@ def _block(
     logits_XV = own.logits(here)
     with torch.no_grad():
         other_XV = beside.other.logits(here)
-        spreads = (
-            (position_entropy(logits_XV, temperature), position_collision(logits_XV, temperature))
-            if spread
-            else (None, None)
-        )
+        entropy_X = position_entropy(logits_XV, temperature) if spread else None
+        collision_X = position_collision(logits_XV, temperature) if spread else None
     counted = torch.ones(1, len(logits_XV), dtype=torch.bool, device=logits_XV.device)
     values_X = beside.measure(logits_XV, other_XV, counted, temperature)[0]
-    return values_X, gather_logprobs(logits_XV, ids_X[here], temperature) if logps else None, *spreads
+    logps_X = gather_logprobs(logits_XV, ids_X[here], temperature) if logps else None
+    return values_X, logps_X, entropy_X, collision_X
