@@ -102,8 +102,7 @@ def _attend_behind(
 ) -> Tensor:
     """Attention of a text whose queries see all of `front`, keys and values of what it shares, first."""
     shared = front[0].shape[2]
-    near = call.window is None or shared + key.shape[2] <= call.window
-    if shared >= LEAST and near and not skipped and call.softcap is None and not call.dropout:
+    if not skipped and _in_parts(shared, shared + key.shape[2], call):
         return attend_behind(query, key, value, *front, call.scaling)
     if shared:
         key, value = (torch.cat(part, dim=2) for part in zip(front, (key, value), strict=True))
@@ -127,9 +126,22 @@ def _attend_from(skipped: int, query: Tensor, key: Tensor, value: Tensor, call: 
     if skipped == 0:
         return _attend(query, key, value, call, cache)
     nothing = query.new_zeros(*query.shape[:2], skipped, value.shape[3])
-    if skipped == query.shape[2]:
+    read = query[:, :, skipped:]
+    before = key.shape[2] - read.shape[2]
+    if not read.shape[2]:
         return nothing
-    return torch.cat([nothing, _attend(query[:, :, skipped:], key, value, call, cache)], dim=2)
+    if _in_parts(before, key.shape[2], call):
+        of_key, of_value = (part.split([before, read.shape[2]], dim=2) for part in (key, value))
+        output = attend_behind(read, of_key[1], of_value[1], of_key[0], of_value[0], call.scaling)
+    else:
+        output = _attend(read, key, value, call, cache)
+    return torch.cat([nothing, output], dim=2)
+
+
+def _in_parts(front: int, keys: int, call: _Call) -> bool:
+    """Whether queries of the last of `keys` positions attend to the `front` ones before them by themselves."""
+    near = call.window is None or keys <= call.window
+    return front >= LEAST and near and call.softcap is None and not call.dropout
 
 
 def _in_rows(layout: Layout, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:

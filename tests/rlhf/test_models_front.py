@@ -85,3 +85,29 @@ def test_long_beginnings_alone_are_a_part_of_their_own(monkeypatch: pytest.Monke
     flat._by_text(layout, *states, plain._replace(window=3))
     flat._by_text(layout, *states, plain._replace(softcap=2.0))
     assert seen == [2, 2]
+
+
+@pytest.mark.parametrize("shared", [1, 99], ids=["behind a shared beginning", "whole texts"])
+def test_what_precedes_the_first_position_read_is_a_beginning_too(shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    spans: list[tuple[int, int]] = []
+
+    def watched(*args: Any) -> Tensor:
+        spans.append((args[3].shape[2], args[1].shape[2]))
+        return attend_behind(*args)
+
+    monkeypatch.setattr(flat, "attend_behind", watched)
+    layout = Layout.of(batch(group=[0, 0, 1, 0]), least_shared=shared)
+    rows_X = layout.last_B.sort().values
+    results = []
+    for least in (99, 2):
+        monkeypatch.setattr(flat, "LEAST", least)
+        generator = torch.Generator().manual_seed(3)
+        states = [torch.randn(1, 4, len(layout.source_N), 8, generator=generator).double() for _ in range(3)]
+        leaves = [state.requires_grad_() for state in states]
+        read = flat._by_text(layout, *leaves, flat._Call(None, None, None, 0.0), rows_X)[:, rows_X]
+        (read * torch.linspace(1, 2, read.numel()).view_as(read)).sum().backward()
+        results.append([read.detach(), *(leaf.grad for leaf in leaves)])
+        assert bool(spans) == (least == 2)
+    assert all(own == 1 for _, own in spans)  # the queries of the last positions alone
+    for one, two in zip(*results, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
