@@ -1,7 +1,8 @@
-"""Attention of a text over a long beginning that it shares, and over itself, as two parts that are put together.
+"""Attention of a text over a long beginning, and over itself, as two parts that are put together.
 
-As one call it needs a mask, with which the kernel of a processor multiplies what is hidden as well: a quarter more at
-equal lengths. Without one it leaves that out, and the shared keys need not be copied before each text's own.
+The beginning is what texts share, or what comes before the first position whose output is read. As one call it needs a
+mask, with which the kernel of a processor multiplies what is hidden as well: a quarter more at equal lengths. Without
+one it leaves that out, and shared keys need not be copied before each text's own.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.rlhf.stages.tiny_runs import live_events, live_view, run, run_ranks, weights
+from rlhf.cli import main
+from tests.rlhf.stages.tiny_runs import arguments, live_events, live_view, run, run_ranks, weights
 
 FAST = "train.learning_rate=1e-2"
 TOKEN = ["reference.beta=0.1", "reference.kl_target=0.01"]
@@ -118,6 +119,20 @@ def test_dual_takes_the_penalty_away_while_the_constraint_does_not_bind_and_goes
     assert [event["beta"] for event in found] == pytest.approx([0.1, 0.04, 0.0, 0.0], abs=1e-4)
     assert all("loss/kl" in event and event["divergence_nats/token"] is not None for event in found)
     assert found[3]["loss"] == pytest.approx(found[3]["loss/policy"], abs=1e-12) and found[3]["loss/kl"] > 0
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [
+        (["reference.beta=0.05"], "beta = 0.05 per nat and token"),
+        ([*SEQUENCE, "reference.beta=0.02"], "beta = 0.02 per nat and sequence"),
+    ],
+)
+def test_a_run_says_in_what_unit_its_coefficient_is(
+    keys: list[str], wanted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*arguments("grpo", tmp_path / "run", *keys, steps=1)[:-1], "plain"]) == 0
+    assert f"grpo: {wanted}" in capsys.readouterr().err.splitlines()
 
 
 def test_each_divergence_trains_to_another_policy_and_alpha_matters(tmp_path: Path) -> None:

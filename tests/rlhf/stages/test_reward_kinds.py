@@ -5,11 +5,13 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from rlhf.models.load import load_reward_model
 from rlhf.stages.reward_heads import Bootstrap
+from rlhf.stages.reward_scalar import _pair_accuracy
 from tests.rlhf.stages.reward_rows import rated, responses, sums, write
 from tests.rlhf.stages.test_invariance import largest_difference
 from tests.rlhf.stages.tiny_runs import live_events, live_view, run, run_ranks, summary
@@ -286,6 +288,21 @@ def test_every_response_is_a_row_and_prompts_stay_on_one_side(tmp_path: Path) ->
     assert figures["pair_accuracy"]["n"] <= 24
     config = json.loads((tmp_path / "run" / "model" / "value_head.json").read_text())
     assert config["scale"] == [1.0, 5.0] and config["attributes"] == ["score"]
+
+
+def test_pair_accuracy_of_scores_counts_prompts_and_halves_ties() -> None:
+    # a: in order. b: of its three pairs one in order, one tied, one reversed. c and d: no pair with different labels.
+    prompts = ["a", "a", "b", "b", "b", "c", "c", "d"]
+    labels = np.array([3.0, 1.0, 1.0, 2.0, 3.0, 2.0, 2.0, 5.0])
+    values = np.array([0.9, 0.1, 0.5, 0.7, 0.5, 0.0, 1.0, 0.3])
+    found = _pair_accuracy(values, labels, prompts)
+    assert found is not None and found["n"] == 2
+    share, n, z = (1 + 0.5) / 2, 2, 1.959964
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    assert found["value"] == pytest.approx(share)
+    bounds = [(middle - half) / (1 + z * z / n), (middle + half) / (1 + z * z / n)]
+    assert [found["low"], found["high"]] == pytest.approx(bounds, rel=1e-6)
+    assert _pair_accuracy(values[5:], labels[5:], prompts[5:]) is None
 
 
 @pytest.mark.slow

@@ -121,6 +121,20 @@ def test_sft_with_a_reference_stays_nearer_to_it(tmp_path: Path) -> None:
     assert all(row["log_ratio_nats"] is not None and row["kl_nats"] is None for row in rows)
 
 
+def test_the_log_ratio_of_a_demonstration_is_the_difference_of_two_models_log_probabilities(tmp_path: Path) -> None:
+    assert run("sft", tmp_path / "other", "train.learning_rate=3e-2", steps=3) == 0
+    other = tmp_path / "other" / "model"
+    assert run("sft", tmp_path / "ref", f"model.model_name_or_path={other}", steps=1) == 0
+    keys = [f"reference.reference_model={other}", "reference.kl_coefficient=0.1"]
+    assert run("sft", tmp_path / "run", *keys, steps=1) == 0
+    of_other = {row["row_id"]: row["logp_nats"] for row in live_view(tmp_path / "ref", "sft")}
+    rows = live_view(tmp_path / "run", "sft")
+    assert len(rows) == 8 and {row["row_id"] for row in rows} == set(of_other)
+    for row in rows:
+        expected = row["logp_nats"] - of_other[row["row_id"]]
+        assert abs(expected) > 0.1 and row["log_ratio_nats"] == pytest.approx(expected, abs=1e-3)
+
+
 @pytest.mark.parametrize("regularizer", ["grm_sft", "kl_ref"])
 def test_the_regulariser_of_a_reward_model_is_a_loss_term_of_its_own(regularizer: str, tmp_path: Path) -> None:
     keys = [f"train.rm_regularizer={regularizer}", "train.center_rewards_coefficient=0.1"]
