@@ -126,22 +126,18 @@ def _attend_from(skipped: int, query: Tensor, key: Tensor, value: Tensor, call: 
     if skipped == 0:
         return _attend(query, key, value, call, cache)
     nothing = query.new_zeros(*query.shape[:2], skipped, value.shape[3])
-    read = query[:, :, skipped:]
-    before = key.shape[2] - read.shape[2]
-    if not read.shape[2]:
+    if skipped == query.shape[2]:
         return nothing
-    if _in_parts(before, key.shape[2], call):
-        of_key, of_value = (part.split([before, read.shape[2]], dim=2) for part in (key, value))
-        output = attend_behind(read, of_key[1], of_value[1], of_key[0], of_value[0], call.scaling)
-    else:
-        output = _attend(read, key, value, call, cache)
-    return torch.cat([nothing, output], dim=2)
+    return torch.cat([nothing, _attend(query[:, :, skipped:], key, value, call, cache)], dim=2)
 
 
-def _in_parts(front: int, keys: int, call: _Call) -> bool:
-    """Whether queries of the last of `keys` positions attend to the `front` ones before them by themselves."""
+def _in_parts(before: int, keys: int, call: _Call) -> bool:
+    """Whether queries of the last of `keys` positions attend to the ones `before` them by themselves.
+
+    Never where queries and keys are the same positions, as on a GPU, which has no such kernel.
+    """
     near = call.window is None or keys <= call.window
-    return front >= LEAST and near and call.softcap is None and not call.dropout
+    return before >= LEAST and near and call.softcap is None and not call.dropout
 
 
 def _in_rows(layout: Layout, query: Tensor, key: Tensor, value: Tensor, call: _Call) -> Tensor:
@@ -154,12 +150,15 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, call: _Call, cache: dict[
 
     cache: what the layers of a batch have made for each other.
     """
-    square = query.shape[2] == key.shape[2]
+    own, before = query.shape[2], key.shape[2] - query.shape[2]
     near = call.window is None or key.shape[2] <= call.window
     if call.softcap is not None:
         return _by_hand(query, key, value, _causal(query, key, call.window), call)
     key, value = _for_each_head(query, key, value)
-    mask = None if square and near else _bias(query, key, call.window, cache)
+    if _in_parts(before, key.shape[2], call):
+        (front_key, key), (front_value, value) = (part.split([before, own], dim=2) for part in (key, value))
+        return attend_behind(query, key, value, front_key, front_value, call.scaling)
+    mask = None if before == 0 and near else _bias(query, key, call.window, cache)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=call.dropout, is_causal=mask is None, scale=call.scaling
     )
